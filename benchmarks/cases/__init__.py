@@ -1,0 +1,1 @@
+"""Benchmark cases, one op a file."""

@@ -1,0 +1,115 @@
+"""Which kernels run: one choice per call, made here and nowhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _extension, _registry, _table, reference
+
+BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+_forced = "auto"  # a module global, so that compiled code guards on it
+
+
+class use_backend(AbstractContextManager):
+    """`with use_backend("triton"): …` forces one backend; "auto" lets the dispatch table choose.
+
+    Decisions are the same on all of them, so this changes speed and rounding, never a mask. It is global to the
+    process; enclose the backward pass too if that shall run on the same backend.
+    Raises RuntimeError, saying why, when the backend is not available.
+    """
+
+    def __init__(self, backend: str) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"use_backend: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        reason = unavailable(backend)
+        if reason:
+            raise RuntimeError(f"use_backend: backend must be available, got {backend!r}: {reason}")
+        if backend == "triton":
+            _triton()
+        self.backend = backend
+
+    def __enter__(self) -> use_backend:
+        global _forced
+        self._previous, _forced = _forced, self.backend
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def unavailable(backend: str) -> str | None:
+    """Why `backend` cannot run here and what to do about it, or None."""
+    if backend == "cpu":
+        return _extension.problem
+    if backend == "cuda":
+        if _extension.problem:
+            return _extension.problem
+        if not _extension.build_info()["cuda"]:
+            return (
+                "the extension was built without CUDA; install a CUDA build of torch and nvcc, then reinstall randfuse"
+            )
+        return None if torch.cuda.is_available() else "torch sees no CUDA device"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; `pip install triton`"
+        if not torch.cuda.is_available() and not _interpreting():
+            return "torch sees no CUDA device; set TRITON_INTERPRET=1 to run the kernels on the CPU (slowly)"
+    return None
+
+
+def call(op: str, *args: Any) -> Any:
+    """Run `op` on the backend in force; `args` follow its schema, the first is a tensor on the device of the data."""
+    return _resolve(op, args)(*args)
+
+
+def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
+    device = args[0].device.type
+    backend = _forced
+    if backend == "auto":
+        backend = _auto(op, device, args)
+    if backend == "reference":
+        return reference.FUNCTIONS[op]
+    if (
+        backend in ("cpu", "cuda")
+        and backend != device
+        or backend == "triton"
+        and device == "cpu"
+        and not _interpreting()
+    ):
+        raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
+    return _triton()[op] if backend == "triton" else _registry.overloads("randfuse")[op]
+
+
+def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
+    if device == "cpu":
+        return "reference" if _extension.problem else "cpu"
+    if device != "cuda":
+        raise ValueError(f"{op}: tensors must be on the CPU or a CUDA device, got {device}")
+    native = _extension.problem is None and _extension.build_info()["cuda"] and op in _registry.overloads("randfuse")
+    triton = importlib.util.find_spec("triton") is not None
+    if native and triton:
+        return _table.choose(op, args)
+    return "cuda" if native else "triton" if triton else "reference"
+
+
+def _triton() -> dict[str, Callable]:
+    from . import triton_kernels  # noqa: F401  registers torch.ops.randfuse_triton
+
+    return _registry.overloads("randfuse_triton")
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def rate(p: float | Tensor) -> tuple[float, Tensor | None]:
+    """`p` as the two schema arguments `float p, Tensor? p_tensor`."""
+    return (0.0, p.detach()) if isinstance(p, Tensor) else (float(p), None)

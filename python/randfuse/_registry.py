@@ -1,0 +1,51 @@
+"""What PyTorch has to know of each op beside its kernels: output shapes, derivatives, batching.
+
+Written once per op (at the end of `ops/<op>.py`) and installed for every namespace that has kernels for it:
+`randfuse` (C++/CUDA) and `randfuse_triton`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rules:
+    fake: Callable
+    setup_context: Callable | None = None
+    backward: Callable | None = None
+    vmap: Callable | None = None
+
+
+_rules: dict[str, Rules] = {}
+_installed: dict[str, dict[str, Callable]] = {}
+
+
+def rules(name: str, fake: Callable, **others: Callable) -> None:
+    """Declare the rules of the op `name`."""
+    _rules[name] = Rules(fake, **others)
+
+
+def install(namespace: str) -> None:
+    """Give the ops that `torch.ops.<namespace>` has their rules; kernels must be registered already."""
+    overloads = {}
+    for name, rule in _rules.items():
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        if packet is None:
+            continue
+        qualified = f"{namespace}::{name}"
+        torch.library.register_fake(qualified, rule.fake)
+        if rule.backward is not None:
+            torch.library.register_autograd(qualified, rule.backward, setup_context=rule.setup_context)
+        if rule.vmap is not None:
+            torch.library.register_vmap(qualified, rule.vmap)
+        overloads[name] = packet.default
+    _installed[namespace] = overloads
+
+
+def overloads(namespace: str) -> dict[str, Callable]:
+    """The installed ops of a namespace by name; empty when it has no kernels in this process."""
+    return _installed.get(namespace, {})

@@ -1,0 +1,7 @@
+"""Public functions, one op a file: docstring, validation, key handling, derivative and batching rule."""
+
+from .dropout import dropout, dropout_mask
+from .dropout_linear import dropout_linear
+from .linear_dropout import linear_dropout
+
+__all__ = ["dropout", "dropout_linear", "dropout_mask", "linear_dropout"]

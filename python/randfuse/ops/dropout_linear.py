@@ -1,0 +1,183 @@
+"""`dropout_linear`: F.linear of a dropped input, without a stored mask or a saved dropped copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _checks, keys
+from .._autocast import autocast
+from .._backends import call, rate
+from .._registry import rules
+from ..reference import streams
+from .dropout import batch_keys, refuse_batched_p
+
+
+def dropout_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    *,
+    granularity: str = "element",
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> Tensor:
+    """Linear layer of a dropped input; the mask is consumed by the matrix product and regenerated in backward.
+
+    Equivalent to: ``F.linear(dropout(x, p, key=key), weight, bias)``
+
+    What backward keeps is x, weight and the key: no mask, no dropped copy of x. Differentiable any number of times.
+
+    Args:
+        x: (…, K), float32, float16, bfloat16 or (on the CPU) float64; under autocast it is cast like in `F.linear`.
+        weight: (N, K).
+        bias: (N,) or None.
+        p, training, key, generator: as in `dropout`; the mask is ``dropout_mask((rows, K), p, key=key)``.
+        granularity: "element".
+        row_offset, col_offset: place of x in a larger (rows, K) matrix, in elements.
+
+    Returns:
+        (…, N), of the dtype of x.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device, shape, probability, key or offset, named in the message.
+
+    >>> x, w = torch.ones(2, 4), torch.eye(4)
+    >>> torch.equal(dropout_linear(x, w, p=0.5, key=randfuse.key(0)), randfuse.dropout(x, 0.5, key=randfuse.key(0)))
+    True
+    """
+    op = "dropout_linear"
+    _checks.float_tensor(op, "x", x)
+    x, weight, bias = autocast(x, weight, bias)
+    linear_arguments(op, x, weight, bias)
+    if granularity != "element":
+        raise ValueError(f"{op}: granularity must be 'element', got {granularity!r}")
+    _checks.probability(op, p, x.device)
+    rows, cols = _checks.rows_cols(x.shape)
+    _checks.stream_range(op, rows, cols, row_offset, col_offset)
+    if not training or (not isinstance(p, Tensor) and p == 0):
+        return F.linear(x, weight, bias)
+    key = keys.resolve(op, key, generator, rows, x.device)
+    return call(op, x, weight, bias, key, *rate(p), row_offset, col_offset)
+
+
+def linear_arguments(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """x (…, K), weight (N, K) and bias (N,) of one dtype on one device."""
+    _checks.float_tensor(op, "weight", weight, like=x)
+    if x.dim() == 0:
+        raise ValueError(f"{op}: x must have at least one dimension, got 0")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"{op}: weight must have shape (N, K={x.shape[-1]}), got {tuple(weight.shape)}")
+    if bias is not None:
+        _checks.float_tensor(op, "bias", bias, like=x)
+        _checks.shape(op, "bias", bias, (weight.shape[0],), "(N,)")
+
+
+# The three products y = D(x) Wᵀ, dgrad = D(g W) and wgrad = gᵀ D(x) are bilinear and self-adjoint in D, so the
+# derivative of each consists of the other two: differentiation of any order stays inside this set.
+
+
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _dgrad_fake(grad: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
+
+
+def _wgrad_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return grad.new_empty((grad.shape[-1], x.shape[-1]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, key, p, p_tensor, row_offset, col_offset = inputs
+    ctx.save_for_backward(operands[0], operands[1], key, p_tensor)
+    ctx.p, ctx.offsets = p, (row_offset, col_offset)
+
+
+def _saved(ctx: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    a, b, key, p_tensor = ctx.saved_tensors
+    return a, b, (key, ctx.p, p_tensor, *ctx.offsets)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, stream = _saved(ctx)
+    dx = call("dropout_linear_dgrad", grad, weight, *stream) if ctx.needs_input_grad[0] else None
+    dw = call("dropout_linear_wgrad", grad, x, *stream) if ctx.needs_input_grad[1] else None
+    db = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+    return dx, dw, db, *[None] * 5
+
+
+def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    g, weight, stream = _saved(ctx)
+    dg = call("dropout_linear", grad, weight, None, *stream) if ctx.needs_input_grad[0] else None
+    dw = call("dropout_linear_wgrad", g, grad, *stream) if ctx.needs_input_grad[1] else None
+    return dg, dw, *[None] * 5
+
+
+def _wgrad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    g, x, stream = _saved(ctx)
+    dg = call("dropout_linear", x, grad, None, *stream) if ctx.needs_input_grad[0] else None
+    dx = call("dropout_linear_dgrad", g, grad, *stream) if ctx.needs_input_grad[1] else None
+    return dg, dx, *[None] * 5
+
+
+# vmap. Batch elements become runs of rows with keys of their own. A batched weight cannot share one GEMM, so those
+# cases mask once and use a batched product.
+
+
+def _front(x: Tensor, dim: int | None, size: int) -> Tensor:
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _drop_batch(
+    x: Tensor, keys_: Tensor, p: float, p_tensor: Tensor | None, row_offset: int, col_offset: int
+) -> Tensor:
+    return call("dropout", x, keys_, p, p_tensor, streams.DROPOUT, 0, row_offset, col_offset)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1, x.shape[-1])  # (batch, rows, cols)
+
+
+def _vmap(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, *rest: Any
+) -> Any:
+    refuse_batched_p("dropout_linear", in_dims[5])
+    size = info.batch_size
+    x, keys_ = _front(x, in_dims[0], size), batch_keys(key, in_dims[3], size)
+    if in_dims[1] is None and in_dims[2] is None:
+        return call("dropout_linear", x, weight, bias, keys_, *rest), 0
+    y = _rows(_drop_batch(x, keys_, *rest)) @ _front(weight, in_dims[1], size).mT
+    if bias is not None:
+        y = y + _front(bias, in_dims[2], size).unsqueeze(1)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), 0
+
+
+def _dgrad_vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, weight: Tensor, key: Tensor, *rest: Any) -> Any:
+    refuse_batched_p("dropout_linear", in_dims[4])
+    size = info.batch_size
+    grad, keys_ = _front(grad, in_dims[0], size), batch_keys(key, in_dims[2], size)
+    if in_dims[1] is None:
+        return call("dropout_linear_dgrad", grad, weight, keys_, *rest), 0
+    dx = _drop_batch(_rows(grad) @ _front(weight, in_dims[1], size), keys_, *rest)
+    return dx.reshape(*grad.shape[:-1], dx.shape[-1]), 0
+
+
+def _wgrad_vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, x: Tensor, key: Tensor, *rest: Any) -> Any:
+    refuse_batched_p("dropout_linear", in_dims[4])
+    size = info.batch_size
+    grad, x, keys_ = _front(grad, in_dims[0], size), _front(x, in_dims[1], size), batch_keys(key, in_dims[2], size)
+    return _rows(grad).mT @ _rows(_drop_batch(x, keys_, *rest)), 0
+
+
+rules("dropout_linear", _fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
+rules("dropout_linear_dgrad", _dgrad_fake, setup_context=_setup_context, backward=_dgrad_backward, vmap=_dgrad_vmap)
+rules("dropout_linear_wgrad", _wgrad_fake, setup_context=_setup_context, backward=_wgrad_backward, vmap=_wgrad_vmap)

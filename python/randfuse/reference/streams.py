@@ -1,0 +1,72 @@
+"""Random streams, version 1, in plain PyTorch: the specification of `docs/streams.md` as code.
+
+32-bit words live in int64 tensors, which hold a 32x32->64 product modulo 2**64 exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+VERSION = 1
+DROPOUT, OUTPUT_DROPOUT = 1, 2  # op ids; the full table is in docs/streams.md
+MASK_ROUNDS, WORD_ROUNDS = 7, 10
+_LOW = 0xFFFFFFFF
+
+
+def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: Tensor, rounds: int) -> tuple[Tensor, ...]:
+    """Philox4x32 of broadcastable counters under int64 keys; four words as int64 in [0, 2**32)."""
+    k0, k1 = key & _LOW, (key >> 32) & _LOW
+    for _ in range(rounds):
+        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = ((b >> 32) & _LOW) ^ c1 ^ k0, b & _LOW, ((a >> 32) & _LOW) ^ c3 ^ k1, a & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return torch.broadcast_tensors(c0, c1, c2, c3)
+
+
+def domain_word(op: int, width: int) -> int:
+    """Fourth counter word of an op that reads lanes of `width` bits."""
+    return VERSION << 24 | op << 8 | (width.bit_length() - 1)
+
+
+def lanes(key: Tensor, rows: Tensor, cols: Tensor, *, op: int, width: int, rounds: int, sample: int = 0) -> Tensor:
+    """`width`-bit lanes (..., len(cols)) as int64, of the (row, key) pairs in `rows` and `key`."""
+    per_block = 128 // width
+    row, key = rows.unsqueeze(-1), key.unsqueeze(-1)
+    s, d = torch.full_like(row, sample), torch.full_like(row, domain_word(op, width))
+    words = torch.stack(philox4x32(cols // per_block, row, s, d, key, rounds), -1)
+    bit = (cols % per_block) * width
+    word = words.gather(-1, (bit // 32).expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return (word >> (bit % 32)) & ((1 << width) - 1)
+
+
+def fold_in(key: Tensor, data: Tensor) -> Tensor:
+    """Key derived from `key` and a 64-bit integer: the first two words of a block of its own domain."""
+    zero = torch.zeros_like(data)
+    domain = torch.full_like(data, domain_word(0, 128))
+    r0, r1, _, _ = philox4x32(data & _LOW, (data >> 32) & _LOW, zero, domain, key, WORD_ROUNDS)
+    return r0 | (r1 << 32)
+
+
+def threshold(p: float | Tensor) -> int | Tensor:
+    """Number of the 65536 lane values that drop. A tensor is clamped to [0, 1] and its NaN counts as 0."""
+    if isinstance(p, Tensor):
+        return (p.detach().double().nan_to_num(nan=0.0).clamp(0, 1) * 65536).round().long()
+    return round(float(p) * 65536)
+
+
+def scale(t: int | Tensor) -> float | Tensor:
+    """Factor of the kept values, float64; 0 where everything is dropped."""
+    if isinstance(t, Tensor):
+        return torch.where(t < 65536, 65536 / (65536 - t).clamp(min=1).double(), 0.0)
+    return 65536 / (65536 - t) if t < 65536 else 0.0
+
+
+def row_keys(key: Tensor, rows: int, row_offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Key and stream row of each of `rows` rows: G keys share them in G runs of rows/G."""
+    keys = key.reshape(-1)
+    per_key = rows // max(keys.numel(), 1)
+    r = torch.arange(rows, device=key.device)
+    if key.dim() == 0:
+        return keys.expand(rows), r + row_offset
+    return keys.repeat_interleave(per_key, output_size=rows), r % max(per_key, 1) + row_offset
