@@ -16,10 +16,10 @@ inline int failures = 0;
 #define CHECK(condition, message)                                                               \
   do {                                                                                          \
     if (!(condition)) {                                                                         \
-      std::ostringstream text;                                                                  \
-      text << message;                                                                          \
+      std::ostringstream check_text;\
+      check_text << message;\
       if (++check::failures <= 20) {                                                            \
-        std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, text.str().c_str()); \
+        std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, check_text.str().c_str()); \
       }                                                                                         \
     }                                                                                           \
   } while (false)
