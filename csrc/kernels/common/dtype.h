@@ -1,4 +1,5 @@
-// Storage types of the torch-free kernels. half and bfloat16 are their 16 bits; arithmetic is float32.
+// Storage types of the torch-free kernels. half and bfloat16 are their 16 bits; arithmetic is
+// float32.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -12,8 +13,12 @@ struct bfloat16_t {
   uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
-inline double to_float(double x) { return x; }
+inline float to_float(float x) {
+  return x;
+}
+inline double to_float(double x) {
+  return x;
+}
 
 inline float to_float(bfloat16_t x) {
   const uint32_t u = static_cast<uint32_t>(x.bits) << 16;

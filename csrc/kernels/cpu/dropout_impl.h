@@ -31,7 +31,8 @@ void dropout(const cpu::DropoutArgs<T>& a, int64_t begin, int64_t end) {
                               [&](const T* in, T* out) {
 #pragma GCC unroll 16
                                 for (int v = 0; v < kGroup / kF32; ++v) {
-                                  store(out + v * kF32, kept(keep, v, mul(load(in + v * kF32), scale)));
+                                  store(out + v * kF32,
+                                        kept(keep, v, mul(load(in + v * kF32), scale)));
                                 }
                               });
                    });
@@ -46,8 +47,9 @@ inline void dropout_mask(const cpu::DropoutMaskArgs& a, int64_t begin, int64_t e
   }
   for_each_group(a.stream, a.cols, a.rate.threshold, begin, end,
                  [&](int64_t r, int64_t c, int skip, int n, const Keep& keep) {
-                   const uint64_t bits = keep_bits(keep) >> skip;
                    bool* mask = a.mask + r * a.cols + c;
+                   if (n == kGroup) return store_bools(mask, keep);
+                   const uint64_t bits = keep_bits(keep) >> skip;
                    for (int l = 0; l < n; ++l) mask[l] = bits >> l & 1;
                  });
 }
