@@ -79,16 +79,11 @@ def load(path: Path) -> Results:
 
 
 def ratios(row: Row, peers: list[Row]) -> dict[str, float | None]:
-    """× of eager and × of floor (time ÷ theirs, medians), % of the roofline."""
+    """Of medians: eager's time ÷ the row's (how much faster), the row's ÷ the floor's, the roofline's ÷ the row's."""
     named = {peer.variant: peer.summary for peer in peers}
-    mine = row.summary
-
-    def of(name: str) -> float | None:
-        other = named.get(name)
-        return mine.median / other.median if mine and other else None
-
+    mine, eager, floor = row.summary, named.get("eager"), named.get("floor")
     return {
-        "eager": of("eager"),
-        "floor": of("floor"),
+        "eager": eager.median / mine.median if mine and eager else None,
+        "floor": mine.median / floor.median if mine and floor else None,
         "roofline": row.least / mine.median if mine and row.least else None,
     }

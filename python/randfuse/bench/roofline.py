@@ -12,7 +12,7 @@ Rates depend on the size (caches), so probes of several sizes are kept and the f
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
@@ -45,8 +45,10 @@ class Roofline:
         moved += (cost.written - paired) / _near(self.fill, cost.written)
         return max(moved, cost.flops / self.matmul[dtype] if cost.flops else 0.0)
 
-    def to_json(self) -> dict:
-        return asdict(self)
+    def improve(self, other: Roofline) -> None:
+        """Keep the better of two measurements: the machine may have been busy during one."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine.update({k: max(rate, mine.get(k, 0.0)) for k, rate in theirs.items()})
 
 
 def impossible(seconds: float, least: float) -> str | None:
@@ -62,8 +64,8 @@ def _near(rates: dict[int, float], size: int) -> float:
     return max(rates[s] for s in sizes[max(at - 1, 0) : at + 1])
 
 
-def measure(clock: Clock, device: str, dtypes: list[str], rounds: int = 7) -> Roofline:
-    """Probe the machine; the best of a few samples counts, so that noise cannot make honest rows impossible."""
+def measure(clock: Clock, hot: Clock, device: str, dtypes: list[str], rounds: int = 7) -> Roofline:
+    """Probe memory by `clock`, in the cache state of the rows, and matrix products by `hot`; the best sample counts."""
     roof = Roofline()
     for size in PROBE_BYTES[device]:
         source = torch.zeros(size // 4, device=device)
@@ -84,7 +86,7 @@ def measure(clock: Clock, device: str, dtypes: list[str], rounds: int = 7) -> Ro
         times = []
         for m, k, n in PROBE_MATMULS[device]:
             a, b = (torch.rand(shape, device=device).to(DTYPES[dtype]) for shape in ((m, k), (n, k)))
-            (best,) = _best(clock, rounds, lambda a=a, b=b: torch.nn.functional.linear(a, b))
+            (best,) = _best(hot, rounds, lambda a=a, b=b: torch.nn.functional.linear(a, b))
             times.append(best / (2 * m * k * n))
         roof.matmul[dtype] = 1 / min(times)
     return roof

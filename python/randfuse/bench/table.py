@@ -61,7 +61,8 @@ def cells(row: Row, peers: list[Row]) -> list[str]:
 
 def render(results: Results) -> str:
     """The table, a blank line between groups; below it each problem once."""
-    groups = [[cells(row, peers) for row in peers] for peers in results.groups().values()]
+    shown = ([row for row in peers if row.summary or row.wrong] for peers in results.groups().values())
+    groups = [[cells(row, peers) for row in peers] for peers in shown]
     lines = [list(COLUMNS), *(line for group in groups for line in group)]
     used = [i for i in range(len(COLUMNS)) if any(len(line) > i and line[i] for line in lines[1:])]
     widths = [max((len(line[i]) for line in lines if len(line) > i), default=0) for i in range(len(COLUMNS))]
@@ -79,4 +80,8 @@ def _problems(results: Results) -> list[str]:
         if row.problem:
             where = f"{row.op} {'x'.join(map(str, row.shape))} {row.dtype} {row.phase}"
             found.setdefault(f"{row.variant}: {row.problem}", []).append(where)
-    return ["", *(f"no number for {what} ({', '.join(where)})" for what, where in found.items())] if found else []
+    lines = [
+        f"no number for {what} ({', '.join(where[:2])}{f' and {len(where) - 2} more' if len(where) > 2 else ''})"
+        for what, where in found.items()
+    ]
+    return ["", *lines] if lines else []

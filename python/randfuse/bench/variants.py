@@ -22,10 +22,6 @@ class Variant:
     fused: bool = False  # randfuse's own: its decisions must be the reference's
     problem: str | None = None  # why it cannot run here
 
-    @property
-    def floor(self) -> bool:
-        return self.name == "floor"
-
 
 def choice(device: str, preset: str, asked: list[str] | None) -> list[str]:
     """Names of the variants to run. Unless asked for, a smoke run skips compiling (minutes), and the reference, which
