@@ -33,9 +33,9 @@ enum class Op : uint32_t {
 };
 
 inline constexpr uint32_t kStreamVersion = 1;
-inline constexpr int kMaskRounds = 7;    // lanes of at most 16 bits
-inline constexpr int kWordRounds = 10;   // everything else
-inline constexpr int kMaskLanes = 8;     // 16-bit lanes in one block
+inline constexpr int kMaskRounds = 7;   // lanes of at most 16 bits
+inline constexpr int kWordRounds = 10;  // everything else
+inline constexpr int kMaskLanes = 8;    // 16-bit lanes in one block
 inline constexpr uint32_t kDropAll = 65536;
 
 // log2_width: 0 for 1-bit lanes ... 5 for 32-bit words, 6 for 64-bit words.
@@ -44,7 +44,9 @@ RF_HD constexpr uint32_t domain_word(uint32_t op, uint32_t log2_width) {
 }
 
 // `domain` of the 16-bit decisions of an op.
-RF_HD constexpr uint32_t mask_domain(uint32_t op) { return domain_word(op, 4); }
+RF_HD constexpr uint32_t mask_domain(uint32_t op) {
+  return domain_word(op, 4);
+}
 
 template <int kRounds>
 RF_HD Words block(uint64_t key, uint32_t i, uint32_t j, uint32_t s, uint32_t domain) {
