@@ -46,9 +46,10 @@ inline Tensor empty_like_shape(const Tensor& x, at::IntArrayRef shape) {
 
 inline void check_float(const char* op, const char* name, const Tensor& x) {
   const auto t = x.scalar_type();
-  TORCH_CHECK_TYPE(t == at::kFloat || t == at::kHalf || t == at::kBFloat16 || (t == at::kDouble && x.is_cpu()),
-                   op, ": ", name, " must be float32, float16", x.is_cpu() ? ", bfloat16 or float64" : " or bfloat16",
-                   ", got ", t);
+  TORCH_CHECK_TYPE(
+      t == at::kFloat || t == at::kHalf || t == at::kBFloat16 || (t == at::kDouble && x.is_cpu()),
+      op, ": ", name, " must be float32, float16",
+      x.is_cpu() ? ", bfloat16 or float64" : " or bfloat16", ", got ", t);
 }
 
 inline void check_like(const char* op, const char* name, const Tensor& x, const Tensor& like) {
@@ -58,14 +59,31 @@ inline void check_like(const char* op, const char* name, const Tensor& x, const 
                     ", got ", x.device());
 }
 
+// x (…, K), weight (N, K), bias (N,) of one dtype on one device.
+inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                         const std::optional<Tensor>& bias) {
+  check_float(op, "x", x);
+  TORCH_CHECK_VALUE(x.dim() >= 1, op, ": x must have at least one dimension, got 0");
+  check_like(op, "weight", weight, x);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(1) == x.size(-1), op,
+                    ": weight must have shape (N, K=", x.size(-1), "), got ", weight.sizes());
+  if (!bias.has_value()) return;
+  check_like(op, "bias", *bias, x);
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == weight.size(0), op,
+                    ": bias must have shape (N,) = (", weight.size(0), "), got ", bias->sizes());
+}
+
 // The place of a (rows, cols) matrix in the random stream; keys must outlive it.
 inline MaskStream mask_stream(const char* op, const Tensor& key, at::Device device, int64_t rows,
                               int64_t cols, int64_t op_id, int64_t sample, int64_t row_offset,
                               int64_t col_offset) {
-  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": key must be int64, got ", key.scalar_type());
+  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": key must be int64, got ",
+                   key.scalar_type());
   TORCH_CHECK_VALUE(key.dim() <= 1, op, ": key must have shape () or (G,), got ", key.sizes());
-  TORCH_CHECK_VALUE(key.device() == device, op, ": key must be on ", device, ", got ", key.device());
-  TORCH_CHECK_VALUE(key.is_contiguous(), op, ": key must be contiguous, got strides ", key.strides());
+  TORCH_CHECK_VALUE(key.device() == device, op, ": key must be on ", device, ", got ",
+                    key.device());
+  TORCH_CHECK_VALUE(key.is_contiguous(), op, ": key must be contiguous, got strides ",
+                    key.strides());
   const int64_t keys = key.numel();
   TORCH_CHECK_VALUE(keys > 0 && rows % keys == 0, op, ": key must have a length that divides the ",
                     rows, " rows, got ", keys);
@@ -75,16 +93,21 @@ inline MaskStream mask_stream(const char* op, const Tensor& key, at::Device devi
                     ": col_offset must be in [0, 2**35 - cols], got ", col_offset);
   TORCH_CHECK_VALUE(0 <= sample && sample < (int64_t{1} << 32), op,
                     ": sample must be in [0, 2**32), got ", sample);
-  return {key.const_data_ptr<int64_t>(), std::max<int64_t>(rows / keys, 1), row_offset, col_offset,
-          static_cast<uint32_t>(sample), mask_domain(static_cast<uint32_t>(op_id))};
+  return {key.const_data_ptr<int64_t>(),
+          std::max<int64_t>(rows / keys, 1),
+          row_offset,
+          col_offset,
+          static_cast<uint32_t>(sample),
+          mask_domain(static_cast<uint32_t>(op_id))};
 }
 
-// The probability of a CPU op. A tensor on the CPU can be read, so its value is checked like a float's.
+// The probability of a CPU op. A tensor on the CPU can be read, so its value is checked like a
+// float's.
 inline Rate cpu_rate(const char* op, double p, const std::optional<Tensor>& p_tensor) {
   if (p_tensor.has_value()) {
-    TORCH_CHECK_VALUE(p_tensor->numel() == 1 && p_tensor->is_floating_point() && p_tensor->is_cpu(), op,
-                      ": p must be a number or a 0-d floating tensor on cpu, got ", p_tensor->sizes(),
-                      " ", p_tensor->scalar_type(), " on ", p_tensor->device());
+    TORCH_CHECK_VALUE(p_tensor->numel() == 1 && p_tensor->is_floating_point() && p_tensor->is_cpu(),
+                      op, ": p must be a number or a 0-d floating tensor on cpu, got ",
+                      p_tensor->sizes(), " ", p_tensor->scalar_type(), " on ", p_tensor->device());
     p = p_tensor->item<double>();
   }
   TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": p must be in [0, 1], got ", p);
@@ -95,10 +118,14 @@ inline Rate cpu_rate(const char* op, double p, const std::optional<Tensor>& p_te
 template <class Body>
 void dispatch_float(const Tensor& x, Body&& body) {
   switch (x.scalar_type()) {
-    case at::kFloat: return body(float{});
-    case at::kHalf: return body(half_t{});
-    case at::kBFloat16: return body(bfloat16_t{});
-    default: return body(double{});  // check_float has refused the rest
+    case at::kFloat:
+      return body(float{});
+    case at::kHalf:
+      return body(half_t{});
+    case at::kBFloat16:
+      return body(bfloat16_t{});
+    default:
+      return body(double{});  // check_float has refused the rest
   }
 }
 

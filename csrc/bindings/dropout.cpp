@@ -12,12 +12,13 @@ namespace {
 // Below this many 64-column groups a task (~7 us of work) costs more to hand out than to do.
 constexpr int64_t kGrain = 512;
 
-Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p, const std::optional<Tensor>& p_tensor,
-                   int64_t op, int64_t sample, int64_t row_offset, int64_t col_offset) {
+Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p,
+                   const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
+                   int64_t row_offset, int64_t col_offset) {
   check_float("dropout", "x", x);
   const Rows shape = rows_of(x);
-  const MaskStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op, sample,
-                                        row_offset, col_offset);
+  const MaskStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
+                                        sample, row_offset, col_offset);
   const Rate rate = cpu_rate("dropout", p, p_tensor);
   const Tensor y = at::empty(x.sizes(), x.options());
   drop_rows_cpu(matrix_of(x), y.view({shape.rows, shape.cols}), stream, rate);

@@ -1,5 +1,6 @@
-// randfuse._C: importing it registers torch.ops.randfuse (static initialisers of the other bindings).
-// Beside that it tells how it was built and lets tests reach the host's Philox. No tensors here.
+// randfuse._C: importing it registers torch.ops.randfuse (static initialisers of the other
+// bindings). Beside that it tells how it was built and lets tests reach the host's Philox. No
+// tensors here.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -41,10 +42,12 @@ std::string cap_isa(const std::string& name) {
   throw std::invalid_argument("cap_isa: name must be baseline, avx2 or avx512, got " + name);
 }
 
-std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox(int rounds, uint32_t c0, uint32_t c1, uint32_t c2,
-                                                          uint32_t c3, uint32_t k0, uint32_t k1) {
+std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox(int rounds, uint32_t c0, uint32_t c1,
+                                                          uint32_t c2, uint32_t c3, uint32_t k0,
+                                                          uint32_t k1) {
   if (rounds != 7 && rounds != 10) {
-    throw std::invalid_argument("philox4x32: rounds must be 7 or 10, got " + std::to_string(rounds));
+    throw std::invalid_argument("philox4x32: rounds must be 7 or 10, got " +
+                                std::to_string(rounds));
   }
   const randfuse::Words w = rounds == 7 ? randfuse::philox4x32<7>(c0, c1, c2, c3, k0, k1)
                                         : randfuse::philox4x32<10>(c0, c1, c2, c3, k0, k1);
@@ -55,8 +58,11 @@ std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox(int rounds, uint32_t c
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ and CUDA kernels of randfuse; importing registers torch.ops.randfuse";
-  m.def("build_info", &build_info, "How the extension was built and the CPU instruction set it uses");
-  m.def("cap_isa", &cap_isa, py::arg("name"), "Use at most this instruction set; returns the active one");
+  m.def("build_info", &build_info,
+        "How the extension was built and the CPU instruction set it uses");
+  m.def("cap_isa", &cap_isa, py::arg("name"),
+        "Use at most this instruction set; returns the active one");
   m.def("philox4x32", &philox, "Known-answer hook: (rounds, c0, c1, c2, c3, k0, k1) -> four words");
-  m.def("fold_in", &randfuse::fold_in, py::arg("key"), py::arg("data"), "Known-answer hook, unsigned 64 bits");
+  m.def("fold_in", &randfuse::fold_in, py::arg("key"), py::arg("data"),
+        "Known-answer hook, unsigned 64 bits");
 }

@@ -1,4 +1,5 @@
-// Storage types of the torch-free kernels. half and bfloat16 are their 16 bits; arithmetic is float32.
+// Storage types of the torch-free kernels. half and bfloat16 are their 16 bits; arithmetic is
+// float32.
 #pragma once
 #include <cstdint>
 #include <cstring>

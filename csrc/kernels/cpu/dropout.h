@@ -1,8 +1,8 @@
 // y = x * scale where the stream's lane is not below the threshold, else 0; and the mask alone.
 //
-// Bytes: one read and one write per element. One Philox4x32-7 call decides 8 elements, 8 calls share a
-// register, so the arithmetic is ~0.2 ns an element on one AVX-512 core: below the memory's pace.
-// y may be x. Bits of y depend on nothing but (x, stream, rate).
+// Bytes: one read and one write per element. One Philox4x32-7 call decides 8 elements, 8 calls
+// share a register, so the arithmetic is ~0.2 ns an element on one AVX-512 core: below the memory's
+// pace. y may be x. Bits of y depend on nothing but (x, stream, rate).
 #pragma once
 #include <cstdint>
 
@@ -13,10 +13,10 @@ namespace randfuse::cpu {
 
 template <class T>
 struct DropoutArgs {
-  const T* x;         // (rows, cols)
-  T* y;               // (rows, cols), row-major
+  const T* x;  // (rows, cols)
+  T* y;        // (rows, cols), row-major
   int64_t cols;
-  int64_t x_stride;   // elements between rows of x
+  int64_t x_stride;  // elements between rows of x
   MaskStream stream;
   Rate rate;
 };

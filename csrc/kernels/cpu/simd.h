@@ -2,11 +2,37 @@
 // implementation includes it inside namespace randfuse::RF_ISA (see for_each_isa.h).
 //
 //   F32               kF32 floats; load/store convert from and to half, bfloat16 and float
-//   Keep              64 decisions of one row, for 64 consecutive stream columns (8 Philox blocks)
-//   kept(keep, v, x)  x where decision v*kF32 + lane keeps, else 0
+//   Row               what all columns of a row share: row_of(key, i, s, domain)
+//   Keep              64 decisions of a row, keep64(row, j0, threshold), of Philox blocks j0 ... j0
+//   + 7 store_bools(p, k) the 64 decisions as bytes kept(keep, v, x)  x where decision v*kF32 +
+//   lane keeps, else 0
 //
-// A Philox word lives in the low half of a 64-bit lane: one widening multiply yields its high and low
-// product at once, and the rubbish it leaves in upper halves is ignored by the next multiply.
+// A Philox word lives in the low half of a 64-bit lane: one widening multiply yields its high and
+// low product at once, and the rubbish it leaves in upper halves is ignored by the next multiply.
+
+struct Row {
+  uint64_t c2, c0, x2, x3, k0[kMaskRounds],
+      k1[kMaskRounds];  // 32-bit words, wide for broadcast loads
+};
+
+// Rounds 1 and 2 of Philox as far as they do not depend on the column block j:
+//   round 1  c2' = hi(M0 j) ^ c2       c3' = lo(M0 j)   (the other two words are the same for all
+//   j) round 2  c0' = hi(M1 c2') ^ c0     c1' = lo(M1 c2')     c2'' = c3' ^ x2     c3'' = x3
+inline Row row_of(uint64_t key, uint32_t i, uint32_t s, uint32_t d) {
+  Row w;
+  for (uint32_t r = 0; r < kMaskRounds; ++r) {
+    w.k0[r] = static_cast<uint32_t>(static_cast<uint32_t>(key) + r * kPhiloxW0);
+    w.k1[r] = static_cast<uint32_t>(static_cast<uint32_t>(key >> 32) + r * kPhiloxW1);
+  }
+  const uint64_t b1 = static_cast<uint64_t>(kPhiloxM1) * s;
+  const uint32_t c0 = static_cast<uint32_t>(b1 >> 32 ^ i ^ w.k0[0]);
+  const uint64_t a2 = static_cast<uint64_t>(kPhiloxM0) * c0;
+  w.c2 = d ^ w.k1[0];
+  w.c0 = static_cast<uint32_t>(b1) ^ w.k0[1];
+  w.x2 = static_cast<uint32_t>(a2 >> 32) ^ w.k1[1];
+  w.x3 = static_cast<uint32_t>(a2);
+  return w;
+}
 
 #if RF_LEVEL == RF_AVX512
 
@@ -16,22 +42,29 @@ struct Keep {
   __mmask32 half[2];
 };
 
-inline Keep keep64(uint64_t key, uint32_t i, uint32_t j0, uint32_t s, uint32_t d, uint32_t t) {
+// High words to the low halves, on the shuffle port: shifts would share theirs with the multiplies.
+inline __m512i all(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+inline __m512i high(__m512i x) { return _mm512_shuffle_epi32(x, _MM_PERM_DDBB); }
+
+inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
   // Lane order 0 4 1 5 2 6 3 7 of the eight blocks makes the unpacks below yield column order.
   const __m512i step = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
   const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
-  __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(j0), step), c1 = _mm512_set1_epi64(i);
-  __m512i c2 = _mm512_set1_epi64(s), c3 = _mm512_set1_epi64(d);
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  const __m512i a1 = _mm512_mul_epu32(_mm512_add_epi64(_mm512_set1_epi64(j0), step), m0);
+  const __m512i b2 = _mm512_mul_epu32(_mm512_xor_si512(high(a1), all(row.c2)), m1);
+  __m512i a = _mm512_mul_epu32(_mm512_xor_si512(high(b2), all(row.c0)), m0);
+  __m512i b = _mm512_mul_epu32(_mm512_xor_si512(a1, all(row.x2)), m1);
+  __m512i c0 = _mm512_ternarylogic_epi64(high(b), b2, all(row.k0[2]), 0x96);
+  __m512i c2 = _mm512_ternarylogic_epi64(high(a), all(row.x3), all(row.k1[2]), 0x96);
+  __m512i c1 = b, c3 = a;
 #pragma GCC unroll 7
-  for (int round = 0; round < kMaskRounds; ++round) {
-    const __m512i a = _mm512_mul_epu32(c0, m0), b = _mm512_mul_epu32(c2, m1);
-    c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(b, 32), c1, _mm512_set1_epi64(k0), 0x96);
+  for (int round = 3; round < kMaskRounds; ++round) {
+    a = _mm512_mul_epu32(c0, m0);
+    b = _mm512_mul_epu32(c2, m1);
+    c0 = _mm512_ternarylogic_epi64(high(b), c1, all(row.k0[round]), 0x96);
+    c2 = _mm512_ternarylogic_epi64(high(a), c3, all(row.k1[round]), 0x96);
     c1 = b;
-    c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(a, 32), c3, _mm512_set1_epi64(k1), 0x96);
     c3 = a;
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
   }
   const __m512i r01 = _mm512_mask_shuffle_epi32(c0, 0xAAAA, c1, _MM_PERM_CCAA);
   const __m512i r23 = _mm512_mask_shuffle_epi32(c2, 0xAAAA, c3, _MM_PERM_CCAA);
@@ -43,6 +76,10 @@ inline Keep keep64(uint64_t key, uint32_t i, uint32_t j0, uint32_t s, uint32_t d
 inline uint64_t keep_bits(const Keep& k) {
   return static_cast<uint64_t>(k.half[1]) << 32 | k.half[0];
 }
+inline void store_bools(bool* p, const Keep& k) {
+  const __m512i one = _mm512_set1_epi8(1);
+  _mm512_storeu_si512(p, _mm512_maskz_mov_epi8(keep_bits(k), one));
+}
 inline F32 kept(const Keep& k, int v, F32 x) {
   return _mm512_maskz_mov_ps(static_cast<__mmask16>(k.half[v >> 1] >> (v & 1) * 16), x);
 }
@@ -50,6 +87,11 @@ inline F32 kept(const Keep& k, int v, F32 x) {
 inline F32 broadcast(float x) { return _mm512_set1_ps(x); }
 inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+// NaN passes both, as in torch.relu and its derivative.
+inline F32 relu(F32 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+inline F32 relu_grad(F32 grad, F32 x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ), grad);
+}
 inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
@@ -68,7 +110,8 @@ inline void store(bfloat16_t* p, F32 x) {
   const __m512i u = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7FFF));
-  r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, _mm512_set1_epi32(0x400000));
+  r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u,
+                           _mm512_set1_epi32(0x400000));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
 }
@@ -81,38 +124,35 @@ struct Keep {
   __m256i quarter[4];  // 16 lanes of all-ones or zero
 };
 
-inline Keep keep64(uint64_t key, uint32_t i, uint32_t j0, uint32_t s, uint32_t d, uint32_t t) {
+inline __m256i all(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
+inline __m256i high(__m256i x) { return _mm256_shuffle_epi32(x, 0xF5); }
+
+inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
   const __m256i bound = _mm256_set1_epi16(static_cast<short>(t));
+  // Lane order 0 2 1 3 of four blocks makes the unpacks below yield column order.
+  const __m256i step = _mm256_set_epi64x(3, 1, 2, 0);
   Keep keep;
-  // Two independent groups of four blocks; lane order 0 2 1 3 makes the unpacks yield column order.
-  __m256i c0[2], c1[2], c2[2], c3[2];
+#pragma GCC unroll 2
   for (int g = 0; g < 2; ++g) {
-    c0[g] = _mm256_add_epi64(_mm256_set1_epi64x(j0), g ? _mm256_set_epi64x(7, 5, 6, 4)
-                                                       : _mm256_set_epi64x(3, 1, 2, 0));
-    c1[g] = _mm256_set1_epi64x(i);
-    c2[g] = _mm256_set1_epi64x(s);
-    c3[g] = _mm256_set1_epi64x(d);
-  }
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+    const __m256i a1 = _mm256_mul_epu32(_mm256_add_epi64(_mm256_set1_epi64x(j0 + 4 * g), step), m0);
+    const __m256i b2 = _mm256_mul_epu32(_mm256_xor_si256(high(a1), all(row.c2)), m1);
+    __m256i a = _mm256_mul_epu32(_mm256_xor_si256(high(b2), all(row.c0)), m0);
+    __m256i b = _mm256_mul_epu32(_mm256_xor_si256(a1, all(row.x2)), m1);
+    __m256i c0 = _mm256_xor_si256(_mm256_xor_si256(high(b), b2), all(row.k0[2]));
+    __m256i c2 = _mm256_xor_si256(_mm256_xor_si256(high(a), all(row.x3)), all(row.k1[2]));
+    __m256i c1 = b, c3 = a;
 #pragma GCC unroll 7
-  for (int round = 0; round < kMaskRounds; ++round) {
-    const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-#pragma GCC unroll 2
-    for (int g = 0; g < 2; ++g) {
-      const __m256i a = _mm256_mul_epu32(c0[g], m0), b = _mm256_mul_epu32(c2[g], m1);
-      c0[g] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), c1[g]), key0);
-      c1[g] = b;
-      c2[g] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(a, 32), c3[g]), key1);
-      c3[g] = a;
+    for (int round = 3; round < kMaskRounds; ++round) {
+      a = _mm256_mul_epu32(c0, m0);
+      b = _mm256_mul_epu32(c2, m1);
+      c0 = _mm256_xor_si256(_mm256_xor_si256(high(b), c1), all(row.k0[round]));
+      c2 = _mm256_xor_si256(_mm256_xor_si256(high(a), c3), all(row.k1[round]));
+      c1 = b;
+      c3 = a;
     }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
-  }
-#pragma GCC unroll 2
-  for (int g = 0; g < 2; ++g) {
-    const __m256i r01 = _mm256_blend_epi32(c0[g], _mm256_slli_epi64(c1[g], 32), 0xAA);
-    const __m256i r23 = _mm256_blend_epi32(c2[g], _mm256_slli_epi64(c3[g], 32), 0xAA);
+    const __m256i r01 = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
+    const __m256i r23 = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
     const __m256i lo = _mm256_unpacklo_epi64(r01, r23), hi = _mm256_unpackhi_epi64(r01, r23);
     keep.quarter[2 * g] = _mm256_cmpeq_epi16(_mm256_max_epu16(lo, bound), lo);
     keep.quarter[2 * g + 1] = _mm256_cmpeq_epi16(_mm256_max_epu16(hi, bound), hi);
@@ -123,11 +163,19 @@ inline Keep keep64(uint64_t key, uint32_t i, uint32_t j0, uint32_t s, uint32_t d
 inline uint64_t keep_bits(const Keep& k) {
   uint64_t bits = 0;
   for (int h = 0; h < 2; ++h) {
-    const __m256i packed = _mm256_permute4x64_epi64(
-        _mm256_packs_epi16(k.quarter[2 * h], k.quarter[2 * h + 1]), 0xD8);
+    const __m256i packed =
+        _mm256_permute4x64_epi64(_mm256_packs_epi16(k.quarter[2 * h], k.quarter[2 * h + 1]), 0xD8);
     bits |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_epi8(packed))) << 32 * h;
   }
   return bits;
+}
+inline void store_bools(bool* p, const Keep& k) {
+  for (int h = 0; h < 2; ++h) {
+    const __m256i packed =
+        _mm256_permute4x64_epi64(_mm256_packs_epi16(k.quarter[2 * h], k.quarter[2 * h + 1]), 0xD8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32 * h),
+                        _mm256_and_si256(packed, _mm256_set1_epi8(1)));
+  }
 }
 inline F32 kept(const Keep& k, int v, F32 x) {
   const __m256i quarter = k.quarter[v >> 1];
@@ -139,6 +187,10 @@ inline F32 kept(const Keep& k, int v, F32 x) {
 inline F32 broadcast(float x) { return _mm256_set1_ps(x); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+inline F32 relu(F32 x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+inline F32 relu_grad(F32 grad, F32 x) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ), grad);
+}
 inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 
 inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
@@ -173,26 +225,26 @@ struct Keep {
   uint64_t bits;
 };
 
-inline Keep keep64(uint64_t key, uint32_t i, uint32_t j0, uint32_t s, uint32_t d, uint32_t t) {
-  // Arrays over the eight blocks: the compiler's vectoriser turns each loop into widening multiplies.
+inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
+  // Arrays over the eight blocks: the compiler's vectoriser turns each loop into widening
+  // multiplies.
   uint64_t c0[8], c1[8], c2[8], c3[8];
-  for (int b = 0; b < 8; ++b) {
-    c0[b] = j0 + static_cast<uint32_t>(b);
-    c1[b] = i;
-    c2[b] = s;
-    c3[b] = d;
+  for (int l = 0; l < 8; ++l) {
+    const uint64_t a1 = kPhiloxM0 * static_cast<uint64_t>(j0 + static_cast<uint32_t>(l));
+    const uint64_t b2 = kPhiloxM1 * static_cast<uint64_t>(static_cast<uint32_t>(a1 >> 32 ^ row.c2));
+    c0[l] = b2 >> 32 ^ row.c0;
+    c1[l] = b2;
+    c2[l] = a1 ^ row.x2;
+    c3[l] = row.x3;
   }
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < kMaskRounds; ++round) {
-    for (int b = 0; b < 8; ++b) {
-      const uint64_t a = kPhiloxM0 * (c0[b] & 0xFFFFFFFFu), m = kPhiloxM1 * (c2[b] & 0xFFFFFFFFu);
-      c0[b] = m >> 32 ^ c1[b] ^ k0;
-      c1[b] = m;
-      c2[b] = a >> 32 ^ c3[b] ^ k1;
-      c3[b] = a;
+  for (int round = 2; round < kMaskRounds; ++round) {
+    for (int l = 0; l < 8; ++l) {
+      const uint64_t a = kPhiloxM0 * (c0[l] & 0xFFFFFFFFu), b = kPhiloxM1 * (c2[l] & 0xFFFFFFFFu);
+      c0[l] = b >> 32 ^ c1[l] ^ row.k0[round];
+      c1[l] = b;
+      c2[l] = a >> 32 ^ c3[l] ^ row.k1[round];
+      c3[l] = a;
     }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
   }
   Keep keep{0};
   for (int b = 0; b < 8; ++b) {
@@ -209,6 +261,9 @@ inline Keep keep64(uint64_t key, uint32_t i, uint32_t j0, uint32_t s, uint32_t d
 }
 
 inline uint64_t keep_bits(const Keep& k) { return k.bits; }
+inline void store_bools(bool* p, const Keep& k) {
+  for (int l = 0; l < 64; ++l) p[l] = k.bits >> l & 1;
+}
 inline F32 kept(const Keep& k, int v, F32 x) {
   const int32_t nibble = static_cast<int32_t>(k.bits >> 4 * v & 0xFu);
   const I32 lane = {1, 2, 4, 8};
@@ -219,6 +274,10 @@ inline F32 kept(const Keep& k, int v, F32 x) {
 inline F32 broadcast(float x) { return F32{x, x, x, x}; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
 inline F32 add(F32 a, F32 b) { return a + b; }
+inline F32 relu(F32 x) { return reinterpret_cast<F32>(reinterpret_cast<I32>(x) & ~(x <= 0.0f)); }
+inline F32 relu_grad(F32 grad, F32 x) {
+  return reinterpret_cast<F32>(reinterpret_cast<I32>(grad) & ~(x <= 0.0f));
+}
 inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 
 inline F32 load(const float* p) {
