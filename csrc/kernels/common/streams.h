@@ -99,21 +99,4 @@ struct MaskStream {
   uint32_t sample, domain;
 };
 
-struct StreamRow {
-  uint64_t key;
-  uint32_t i;
-};
-
-// With one key there is nothing to divide, the common case.
-RF_HD StreamRow stream_row(const MaskStream& s, int64_t row) {
-  const int64_t group = row < s.rows_per_key ? 0 : row / s.rows_per_key;
-  return {static_cast<uint64_t>(s.keys[group]),
-          static_cast<uint32_t>(s.row_offset + row - group * s.rows_per_key)};
-}
-
-// The decisions of columns [8j, 8j + 8) of the stream.
-RF_HD Words mask_block(const MaskStream& s, const StreamRow& row, uint32_t j) {
-  return block<kMaskRounds>(row.key, row.i, j, s.sample, s.domain);
-}
-
 }  // namespace randfuse
