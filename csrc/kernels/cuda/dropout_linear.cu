@@ -38,13 +38,14 @@ Plan make_plan(Product product, int64_t m, int64_t n, int64_t k, int64_t col_off
   const int64_t cols = col_offset % kMaskLanes + k;  // from the start of a mask block
   return with_tile(n, [&](auto width) {
     constexpr int kN = decltype(width)::value;
-    const int64_t resident = multiprocessors * kResident<kN>;
     if (product == Product::kForward) {
       const int64_t tiles = ceil_div(m, kForwardRows);
+      const int64_t resident = multiprocessors * kForwardResident<kN>;
       return cut(tiles, ceil_div(cols, kForwardCols), choose_splits(tiles, resident, cols, n));
     }
     if (product == Product::kDgrad) {
       const int64_t tiles = ceil_div(cols, kDgradCols);
+      const int64_t resident = multiprocessors * kDgradResident;
       return cut(tiles, ceil_div(m, kDgradRows), std::max<int64_t>(1, resident / tiles));
     }
     const int64_t tiles = ceil_div(cols, Wgrad<kN>::kCols);

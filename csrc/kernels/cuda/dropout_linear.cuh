@@ -31,14 +31,15 @@
 namespace randfuse::cuda {
 
 inline constexpr int kWarps = kThreads / 32;
-// Blocks per multiprocessor that the registers of forward and dgrad allow; wgrad has one.
+// Blocks per multiprocessor that the registers allow; wgrad has one.
 template <int kN>
-inline constexpr int kResident = kN <= 32 ? 2 : 1;
+inline constexpr int kForwardResident = kN <= 32 ? 2 : 1;
+inline constexpr int kDgradResident = 2;
 inline constexpr int kStages = 4;  // of the cp.async pipelines
 // Forward has 8 KB of X in flight per block and waiting stage, so 48 or 40 KB per multiprocessor,
 // where HBM's latency asks for 23.
 template <int kN>
-inline constexpr int kForwardStages = kResident<kN> == 1 ? 6 : kStages;
+inline constexpr int kForwardStages = kForwardResident<kN> == 1 ? 6 : kStages;
 inline constexpr int kForwardRows = 16 * kWarps;  // of X per block
 inline constexpr int kForwardCols = 32;           // of X per step
 inline constexpr int kDgradRows = 16;             // of dX per step
@@ -60,7 +61,7 @@ struct Wgrad {
 template <int kN>
 inline constexpr int kForwardShared = kForwardStages<kN> * (2 * kThreads + 4 * kN) * 16;
 template <int kN>
-inline constexpr int kDgradShared = kStages * (kN / 32) * 64 * 16;
+inline constexpr int kDgradShared = (kStages * (kN / 32) * 64 + kN * 4 * kWarps) * 16;
 template <int kN>
 inline constexpr int kWgradShared = kStages * 4 * kThreads * 16 + 2 * Wgrad<kN>::kQuads * 8;
 
@@ -100,7 +101,7 @@ RF_DEVICE void drop8(Words& pairs, const Words& bits, uint32_t threshold) {
 }
 
 template <class T, int kN>
-__global__ void __launch_bounds__(kThreads, kResident<kN>)
+__global__ void __launch_bounds__(kThreads, kForwardResident<kN>)
     dropout_linear_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
   constexpr int kStages = kForwardStages<kN>;
   RF_SHARED(Words, x_slots, 0, kStages * 2 * kThreads);  // (stage, row g or g+8, thread): private
@@ -178,13 +179,14 @@ __global__ void __launch_bounds__(kThreads, kResident<kN>)
 }
 
 template <class T, int kN>
-__global__ void __launch_bounds__(kThreads, kResident<kN>)
+__global__ void __launch_bounds__(kThreads, kDgradResident)
     dropout_linear_dgrad_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
   RF_SHARED(Words, g_tiles, 0, kStages * (kN / 32) * 64);  // (stage, 32 columns, row, piece)
+  RF_SHARED(Words, w_rows, kStages * (kN / 32) * 64 * 16, kN * 4 * kWarps);  // (n, piece)
   const Lane lane;
   const Rate rate = resolve(p.rate);
   const int shift = column_shift(p.stream);
-  const int64_t col0 = blockIdx.x % plan.tiles * kDgradCols + lane.warp * 32;
+  const int64_t block_col0 = blockIdx.x % plan.tiles * kDgradCols;
   const int first = static_cast<int>(blockIdx.x / plan.tiles) * plan.steps;
   const int last = min(first + plan.steps, plan.total_steps);
 
@@ -199,24 +201,35 @@ __global__ void __launch_bounds__(kThreads, kResident<kN>)
     }
     cp_async_commit();
   };
+  for (int i = threadIdx.x; i < kN * 4 * kWarps; i += kThreads) {
+    const int n = i / (4 * kWarps), piece = i % (4 * kWarps);
+    stage8(w_rows + i, p.weight + n * p.weight_stride, block_col0 + 8 * piece - shift,
+           n < p.n ? p.k : 0, plan.weight_aligned);
+  }
+  cp_async_commit();
 #pragma unroll 1
   for (int s = 0; s < kStages - 1; ++s) stage(first + s);
 
-  // B fragments of all N rows of W for the warp's 32 columns, loaded once per block: register r of
-  // mma step 2s+h and tile q holds rows 32s + 8t + 4h + 2r + {0, 1}.
+  // B fragments of all N rows of W for the warp's 32 columns, read once per block: register r of
+  // mma step 2s+h and tile q holds rows n, n + 1 = 32s + 8t + 4h + 2r + {0, 1} of one column, which
+  // is half of word q of a piece.
+  cp_async_wait<kStages - 1>();
+  __syncthreads();
   uint32_t w[kN / 32][2][4][2];
-  const auto weight_at = [&](int64_t n, int64_t c) {
-    return n < p.n && 0 <= c && c < p.k ? uint32_t{p.weight[n * p.weight_stride + c].bits} : 0u;
-  };
 #pragma unroll
-  for (int i = 0; i < kN / 2; ++i) {
-    const int s = i / 16, h = i / 8 % 2, q = i / 2 % 4, r = i % 2;
+  for (int i = 0; i < kN / 8; ++i) {
+    const int s = i / 4, h = i / 2 % 2, r = i % 2;
     const int n = 32 * s + 8 * lane.t + 4 * h + 2 * r;
-    const int64_t c = col0 + 8 * (lane.g / 2) + 2 * q + lane.g % 2 - shift;
-    w[s][h][q][r] = weight_at(n, c) | weight_at(n + 1, c) << 16;
+    const Words top = w_rows[n * 4 * kWarps + 4 * lane.warp + lane.g / 2];
+    const Words bottom = w_rows[(n + 1) * 4 * kWarps + 4 * lane.warp + lane.g / 2];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      w[s][h][q][r] = lane.g % 2 ? top.r[q] >> 16 | (bottom.r[q] & 0xFFFF0000u)
+                                 : (top.r[q] & 0xFFFFu) | bottom.r[q] << 16;
+    }
   }
 
-  const int64_t c = col0 + 8 * lane.t - shift;
+  const int64_t c = block_col0 + lane.warp * 32 + 8 * lane.t - shift;
   const uint32_t j = static_cast<uint32_t>((p.stream.col_offset + c) / kMaskLanes);
 #pragma unroll 1
   for (int step = first; step < last; ++step) {
