@@ -11,10 +11,10 @@
 #define RF_DEVICE inline
 #define __launch_bounds__(...)
 
-#define threadIdx (::simt::thread_index())
-#define blockIdx (::simt::block_index())
-#define blockDim (::simt::block_size())
-#define gridDim (::simt::grid_size())
+#define threadIdx (::simt::thread_index)
+#define blockIdx (::simt::block_index)
+#define blockDim (::simt::block_size)
+#define gridDim (::simt::grid_size)
 
 #define RF_SHARED(T, name, offset, count) \
   T* const name = static_cast<T*>(::simt::shared_array(offset, (count) * sizeof(T), alignof(T)))
@@ -23,12 +23,8 @@ using std::min;
 
 #define RF_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-inline void __syncthreads(RF_SITE) {
-  simt::block_barrier(file, line);
-}
-inline void __syncwarp(unsigned = ~0u, RF_SITE) {
-  simt::warp_exchange(nullptr, 0, file, line);
-}
+inline void __syncthreads(RF_SITE) { simt::block_barrier(file, line); }
+inline void __syncwarp(unsigned = ~0u, RF_SITE) { simt::warp_exchange(nullptr, 0, file, line); }
 inline uint32_t __shfl_xor_sync(unsigned, uint32_t v, int flip, int = 32, RF_SITE) {
   return simt::warp_exchange(&v, 1, file, line).lane[threadIdx.x % 32 ^ flip][0];
 }
@@ -52,11 +48,9 @@ T atomicAdd(T* p, T v) {  // fibers switch only at collectives
 namespace randfuse::cuda {
 
 inline void cp_async_16(void* shared, const void* global, bool in_range) {
-  simt::async_copy(shared, global, 16, in_range);
+  simt::async_copy_16(shared, global, in_range);
 }
-inline void cp_async_commit() {
-  simt::async_commit();
-}
+inline void cp_async_commit() { simt::async_commit(); }
 template <int kPending>
 void cp_async_wait() {
   simt::async_wait(kPending);
@@ -74,7 +68,8 @@ uint32_t pack2(float low, float high) {
 
 // Fragment layout of the PTX manual, g = lane / 4 and t = lane % 4:
 //   A (16,16): a0 (g, 2t) a1 (g+8, 2t) a2 (g, 2t+8) a3 (g+8, 2t+8), each with its right neighbour
-//   B (16, 8): b0 (2t, g) b1 (2t+8, g), each with the one below;  C (16, 8): (g, 2t) pair, (g+8, 2t) pair
+//   B (16, 8): b0 (2t, g) b1 (2t+8, g), each with the one below;  C (16, 8): (g, 2t) pair, (g+8,
+//   2t) pair
 template <class T>
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, RF_SITE) {
   uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};

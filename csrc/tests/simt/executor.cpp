@@ -34,14 +34,15 @@ enum class State { kReady, kAtWarpCollective, kAtBlockBarrier, kExited };
 struct Copy {
   void* to;
   std::array<char, 16> bytes;
-  size_t count;
 };
 
 struct Site {  // of a collective
   const char* kind;
   const char* file;
   int line;
-  bool operator==(const Site& o) const { return kind == o.kind && file == o.file && line == o.line; }
+  bool operator==(const Site& o) const {
+    return kind == o.kind && file == o.file && line == o.line;
+  }
 };
 
 struct Fiber {
@@ -60,40 +61,39 @@ struct Warp {
   Exchange exchange[2];  // by parity: a lane two collectives ahead needs all to have left the first
 };
 
-struct SharedArray {
-  std::unique_ptr<char[]> data;
-  size_t bytes;
-};
-
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
-std::map<size_t, SharedArray> shared;
+std::map<size_t, std::vector<char>> shared;  // by offset
 ucontext_t scheduler;
 void* scheduler_fake_stack;
 const void* scheduler_stack;
 size_t scheduler_stack_bytes;
 const std::function<void()>* kernel;
 size_t shared_limit;
-int self, block, threads, blocks, at_block_barrier, exited;
+int self, threads, at_block_barrier, exited;
 std::mt19937 random_bits;
 
-void yield(State state) {
+// Back to the scheduler, until the collective at this place is complete.
+void yield(State state, const Site& site) {
   Fiber& f = fibers[self];
   f.state = state;
+  f.site = site;
   __sanitizer_start_switch_fiber(state == State::kExited ? nullptr : &f.fake_stack, scheduler_stack,
                                  scheduler_stack_bytes);
   swapcontext(&f.context, &scheduler);
-  __sanitizer_finish_switch_fiber(fibers[self].fake_stack, &scheduler_stack, &scheduler_stack_bytes);
+  __sanitizer_finish_switch_fiber(fibers[self].fake_stack, &scheduler_stack,
+                                  &scheduler_stack_bytes);
 }
 
 void thread_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
   (*kernel)();
-  yield(State::kExited);
+  yield(State::kExited, {"exit", "", 0});
 }
 
 void resume(int thread) {
   self = thread;
+  thread_index.x = static_cast<unsigned>(thread);
   Fiber& f = fibers[thread];
   __sanitizer_start_switch_fiber(&scheduler_fake_stack, f.stack.get(), kStackBytes);
   swapcontext(&scheduler, &f.context);
@@ -103,15 +103,13 @@ void resume(int thread) {
 [[noreturn]] void report_divergence() {
   std::map<std::string, int> sites;
   for (const Fiber& f : fibers) {
-    if (f.state == State::kExited) {
-      ++sites["have exited"];
-    } else if (f.state != State::kReady) {
-      ++sites[std::string("wait at ") + f.site.kind + " " + f.site.file + ":" +
-              std::to_string(f.site.line)];
-    }
+    const std::string at = std::string(f.site.kind) + " " + f.site.file;
+    ++sites[f.state == State::kExited ? "have exited"
+                                      : "wait at " + at + ":" + std::to_string(f.site.line)];
   }
-  std::string text = "divergent barrier in block " + std::to_string(block) + ":";
-  for (const auto& [site, count] : sites) text += " " + std::to_string(count) + " threads " + site + ";";
+  std::string text = "divergent barrier in block " + std::to_string(block_index.x) + ":";
+  for (const auto& [site, count] : sites)
+    text += " " + std::to_string(count) + " threads " + site + ";";
   throw std::runtime_error(text);
 }
 
@@ -150,9 +148,8 @@ int pick(int last_warp) {
   for (int i = 0; i < count; ++i) {
     const int w = (first + i) % count;
     if (warps[w].ready == 0) continue;
-    const unsigned turn = random_bits() % kWarpSize;
-    for (unsigned l = 0;; ++l) {
-      const unsigned lane = (turn + l) % kWarpSize;
+    for (unsigned l = random_bits();; ++l) {
+      const unsigned lane = l % kWarpSize;
       if (warps[w].ready >> lane & 1) return w * kWarpSize + static_cast<int>(lane);
     }
   }
@@ -165,106 +162,81 @@ void run_block() {
     Warp& warp = warps[thread / kWarpSize];
     resume(thread);
     warp.ready &= ~(1u << thread % kWarpSize);
-    switch (fibers[thread].state) {
-      case State::kAtWarpCollective:
-        if (++warp.arrived == kWarpSize) {
-          warp.arrived = 0;
-          release(thread / kWarpSize * kWarpSize, kWarpSize);
-        }
-        break;
-      case State::kAtBlockBarrier:
-        if (++at_block_barrier == threads) {
-          at_block_barrier = 0;
-          release(0, threads);
-        }
-        break;
-      default:
-        ++exited;
+    const State state = fibers[thread].state;
+    if (state == State::kExited) {
+      ++exited;
+    } else if (state == State::kAtWarpCollective && ++warp.arrived == kWarpSize) {
+      warp.arrived = 0;
+      release(thread / kWarpSize * kWarpSize, kWarpSize);
+    } else if (state == State::kAtBlockBarrier && ++at_block_barrier == threads) {
+      at_block_barrier = 0;
+      release(0, threads);
     }
   }
   if (exited != threads) report_divergence();
 }
 
-void wait(State state, const Site& site) {
-  fibers[self].site = site;
-  yield(state);
-}
-
 }  // namespace
 
-void run_grid(int64_t blocks_, int threads_, size_t dynamic_shared, const std::function<void()>& body) {
+void run_grid(int64_t blocks, int threads_, size_t dynamic_shared,
+              const std::function<void()>& body) {
   if (threads_ % kWarpSize != 0) throw std::runtime_error("a block must consist of whole warps");
-  blocks = static_cast<int>(blocks_);
   threads = threads_;
+  block_size.x = static_cast<unsigned>(threads);
+  grid_size.x = static_cast<unsigned>(blocks);
   shared_limit = dynamic_shared;
   kernel = &body;
   random_bits.seed(seed);
   fibers.resize(threads);
   warps.resize(threads / kWarpSize);
-  std::vector<int> order(blocks);
-  std::iota(order.begin(), order.end(), 0);
+  std::vector<unsigned> order(blocks);
+  std::iota(order.begin(), order.end(), 0u);
   std::shuffle(order.begin(), order.end(), random_bits);
-  for (const int b : order) {
-    block = b;
+  for (const unsigned block : order) {
+    block_index.x = block;
     run_block();
   }
 }
 
-Index thread_index() {
-  return {static_cast<unsigned>(self)};
-}
-Index block_index() {
-  return {static_cast<unsigned>(block)};
-}
-Index block_size() {
-  return {static_cast<unsigned>(threads)};
-}
-Index grid_size() {
-  return {static_cast<unsigned>(blocks)};
-}
-
 void* shared_array(size_t offset, size_t bytes, size_t align) {
   if (offset + bytes > shared_limit || offset % align != 0) {
-    throw std::runtime_error("a shared array must lie in the launch's dynamic shared memory, aligned");
+    throw std::runtime_error(
+        "a shared array must lie in the launch's dynamic shared memory, aligned");
   }
-  SharedArray& array = shared[offset];
-  if (!array.data) {
-    array = {std::unique_ptr<char[]>(new char[bytes]), bytes};
-    std::memset(array.data.get(), kPoison, bytes);
-    const auto next = shared.upper_bound(offset);
-    if (next != shared.end() && next->first < offset + bytes) {
+  for (const auto& [start, array] : shared) {
+    if (start != offset && start < offset + bytes && offset < start + array.size()) {
       throw std::runtime_error("shared arrays overlap");
     }
   }
-  return array.data.get();
+  std::vector<char>& array = shared[offset];
+  if (array.empty()) array.assign(bytes, static_cast<char>(kPoison));
+  return array.data();
 }
 
 void block_barrier(const char* file, int line) {
-  wait(State::kAtBlockBarrier, {"__syncthreads", file, line});
+  yield(State::kAtBlockBarrier, {"__syncthreads", file, line});
 }
 
 const Exchange& warp_exchange(const uint32_t* words, int count, const char* file, int line) {
   Exchange& exchange = warps[self / kWarpSize].exchange[fibers[self].exchanges++ % 2];
   std::copy_n(words, count, exchange.lane[self % kWarpSize]);
-  wait(State::kAtWarpCollective, {"warp collective", file, line});
+  yield(State::kAtWarpCollective, {"warp collective", file, line});
   return exchange;
 }
 
-void async_copy(void* to, const void* from, size_t bytes, bool in_range) {
-  Copy copy{to, {}, bytes};
-  if (in_range) std::memcpy(copy.bytes.data(), from, bytes);
-  std::memset(to, kPoison, bytes);
+void async_copy_16(void* to, const void* from, bool in_range) {
+  Copy copy{to, {}};
+  if (in_range) std::memcpy(copy.bytes.data(), from, 16);
+  std::memset(to, kPoison, 16);
   fibers[self].copies.back().push_back(copy);
 }
 
-void async_commit() {
-  fibers[self].copies.emplace_back();
-}
+void async_commit() { fibers[self].copies.emplace_back(); }
 
 void async_wait(int pending_groups) {
   auto& groups = fibers[self].copies;
   while (static_cast<int>(groups.size()) > pending_groups + 1) {
-    for (const Copy& c : groups.front()) std::memcpy(c.to, c.bytes.data(), c.count);
+    for (const Copy& c : groups.front()) std::memcpy(c.to, c.bytes.data(), 16);
     groups.pop_front();
   }
 }

@@ -4,8 +4,8 @@
 // collectives, warps drift apart as far as the barriers let them, blocks run in random order; a
 // missing barrier therefore changes the result between seeds (see reproducible() in check.h).
 // Shared arrays are separate heap allocations full of NaNs, so that AddressSanitizer sees an access
-// out of bounds and arithmetic sees an uninitialised read; an asynchronous copy leaves NaNs until it
-// is waited for. A barrier that some threads reach elsewhere, or not at all, throws.
+// out of bounds and arithmetic sees an uninitialised read; an asynchronous copy leaves NaNs until
+// it is waited for. A barrier that some threads reach elsewhere, or not at all, throws.
 //
 // What it does not prove: the memory model (fences, volatile), occupancy, or anything about time.
 // Blocks and grids are one-dimensional, warps are whole and collectives take the full mask.
@@ -32,17 +32,15 @@ inline unsigned seed = 1;  // of the schedule of the next launches
 inline int multiprocessors = 3;
 
 // Runs body once per thread. Throws std::runtime_error on a divergent barrier.
-void run_grid(int64_t blocks, int threads, size_t dynamic_shared, const std::function<void()>& body);
+void run_grid(int64_t blocks, int threads, size_t dynamic_shared,
+              const std::function<void()>& body);
 
 // For kernels, through device.h.
-Index thread_index();
-Index block_index();
-Index block_size();
-Index grid_size();
+inline Index thread_index, block_index, block_size, grid_size;
 void* shared_array(size_t offset, size_t bytes, size_t align);
 void block_barrier(const char* file, int line);
 const Exchange& warp_exchange(const uint32_t* words, int count, const char* file, int line);
-void async_copy(void* to, const void* from, size_t bytes, bool in_range);
+void async_copy_16(void* to, const void* from, bool in_range);
 void async_commit();
 void async_wait(int pending_groups);
 
