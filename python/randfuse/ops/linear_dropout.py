@@ -52,7 +52,7 @@ def linear_dropout(
         (…, N), of the dtype of x.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, device, shape, probability, key, activation or offset, as the message says.
+        TypeError, ValueError: a wrong dtype, device, shape, probability, key, activation or offset, as it says.
 
     >>> x, w, r = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4)
     >>> torch.equal(linear_dropout(x, w, p=1.0, residual=r), r)
