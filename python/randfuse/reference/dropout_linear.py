@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _checks
 from . import streams
 from .dropout import dropout
 
@@ -47,4 +48,5 @@ def dropout_linear_wgrad(
     """grad (…, N), x (…, K) -> (N, K)."""
     gw, xw = _wide(grad, x)
     dropped = dropout(xw, key, p, p_tensor, streams.DROPOUT, 0, row_offset, col_offset)
-    return (gw.reshape(-1, grad.shape[-1]).T @ dropped.reshape(-1, x.shape[-1])).to(grad.dtype)
+    gw, dropped = (t.reshape(_checks.rows_cols(t.shape)) for t in (gw, dropped))
+    return (gw.T @ dropped).to(grad.dtype)

@@ -1,0 +1,154 @@
+"""`dropout_linear` and the two products of its derivatives, each one GEMM that regenerates the mask where it needs it.
+
+    y = scale * (x masked) Wᵀ + bias      mask in the prologue: once for each tile of x that is read
+    dgrad = mask * scale * (g W)          mask in the epilogue: once for each element
+    wgrad = scale * gᵀ (x masked)         mask in the prologue
+
+Bytes: those of the plain product, no mask and no dropped copy of x. Work: 2 M N K flops on tensor cores, and M K ceil(N/BLOCK_N)
+decisions at about 8 integer instructions each, 8/(2·BLOCK_N) instructions a flop. The scale is applied once, to the fp32
+accumulator. One program owns one tile of the result and sums in a fixed order: no atomics, the same bits on every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import launch, philox
+from .gemm import dot, grid, m_class, narrow, product, tile_of_program, tuned
+
+
+@tuned(lambda a: a["K"] % a["BLOCK_K"] == 0 and a["shift"] == 0)
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def dropout_linear_kernel(
+    x_ptr, w_ptr, bias_ptr, y_ptr, x_stride: tl.int64, w_stride: tl.int64, M: tl.int64, N: tl.int64, K: tl.int64, m_class,
+    key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """x (M, K), w (N, K), bias (N,) or None -> y (M, N)."""
+    threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    tile_m, tile_n = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_inside, col_inside = (rows < M)[:, None], (cols < N)[None, :]
+    key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K + shift, BLOCK_K):
+        k = start - shift + tl.arange(0, BLOCK_K)
+        k_inside = (k >= 0) & (k < K)
+        x_mask = row_inside if EVEN else row_inside & k_inside[None, :]
+        w_mask = col_inside if EVEN else col_inside & k_inside[:, None]
+        x = tl.load(x_ptr + rows[:, None] * x_stride + k[None, :], mask=x_mask, other=0.0)  # (BLOCK_M, BLOCK_K)
+        w = tl.load(w_ptr + cols[None, :] * w_stride + k[:, None], mask=w_mask, other=0.0)  # (BLOCK_K, BLOCK_N)
+        block = block_offset + start // 8
+        keep = philox.keep_tile(key, i, block, sample, philox.INPUT_DOMAIN, threshold, BLOCK_K)
+        acc = dot(tl.where(keep, x, 0.0), w, acc)
+    y = acc * scale
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(
+        y_ptr + rows[:, None] * N + cols[None, :], narrow(y, y_ptr.dtype.element_ty), mask=row_inside & col_inside
+    )
+
+
+@tuned(lambda a: a["N"] % a["BLOCK_K"] == 0)
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def dropout_linear_dgrad_kernel(
+    g_ptr, w_ptr, y_ptr, g_stride: tl.int64, w_stride: tl.int64, M: tl.int64, N: tl.int64, K: tl.int64, m_class,
+    key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """g (M, N), w (N, K) -> y (M, K). The result's columns are tiled by BLOCK_N, the summed N by BLOCK_K."""
+    threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    tile_m, tile_k = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(K + shift, BLOCK_N), GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_k * BLOCK_N - shift + tl.arange(0, BLOCK_N)
+    acc = product(
+        g_ptr, w_ptr, g_stride, w_stride, 1, rows, cols, M, K, N, BLOCK_M, BLOCK_N, BLOCK_K, EVEN
+    )  # fmt: skip
+    key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
+    block = block_offset + tile_k * (BLOCK_N // 8)
+    keep = philox.keep_tile(key, i, block, sample, philox.INPUT_DOMAIN, threshold, BLOCK_N)  # (BLOCK_M, BLOCK_N)
+    y = narrow(tl.where(keep, acc * scale, 0.0), y_ptr.dtype.element_ty)
+    inside = (rows < M)[:, None] & ((cols >= 0) & (cols < K))[None, :]
+    tl.store(y_ptr + rows[:, None] * K + cols[None, :], y, mask=inside)
+
+
+@tuned(lambda a: a["M"] % a["BLOCK_K"] == 0)
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def dropout_linear_wgrad_kernel(
+    g_ptr, x_ptr, y_ptr, g_stride: tl.int64, x_stride: tl.int64, M: tl.int64, N: tl.int64, K: tl.int64, m_class,
+    key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """g (M, N), x (M, K) -> y (N, K). The result is tiled (BLOCK_M, BLOCK_N), the summed M by BLOCK_K."""
+    threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    tile_n, tile_k = tile_of_program(tl.cdiv(N, BLOCK_M), tl.cdiv(K + shift, BLOCK_N), GROUP_M)
+    n = tile_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tile_k * BLOCK_N - shift + tl.arange(0, BLOCK_N)
+    n_inside, k_inside = n < N, (k >= 0) & (k < K)
+    block = block_offset + tile_k * (BLOCK_N // 8)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, M, BLOCK_K):
+        rows = start + tl.arange(0, BLOCK_K)
+        row_inside = (rows < M)[:, None]
+        g_mask = n_inside[None, :] if EVEN else n_inside[None, :] & row_inside
+        x_mask = k_inside[None, :] if EVEN else k_inside[None, :] & row_inside
+        g = tl.load(g_ptr + rows[:, None] * g_stride + n[None, :], mask=g_mask, other=0.0)  # (BLOCK_K, BLOCK_M)
+        x = tl.load(x_ptr + rows[:, None] * x_stride + k[None, :], mask=x_mask, other=0.0)  # (BLOCK_K, BLOCK_N)
+        key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
+        keep = philox.keep_tile(key, i, block, sample, philox.INPUT_DOMAIN, threshold, BLOCK_N)
+        acc = dot(tl.trans(g), tl.where(keep, x, 0.0), acc)
+    y = narrow(acc * scale, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + n[:, None] * K + k[None, :], y, mask=n_inside[:, None] & k_inside[None, :])
+
+
+@launch.op(
+    "dropout_linear(Tensor x, Tensor weight, Tensor? bias, Tensor key, float p, Tensor? p_tensor, SymInt row_offset,"
+    " SymInt col_offset) -> Tensor"
+)
+def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
+    launch.floating("dropout_linear", x=x, weight=weight, bias=bias)
+    (N, K), (rows, w) = weight.shape, (launch.matrix(x), launch.matrix(weight))
+    M = rows.shape[0]
+    stream = launch.stream("dropout_linear", key, (M, K), p, p_tensor, row_offset, col_offset, like=x)
+    y = x.new_empty((*x.shape[:-1], N))
+    if y.numel() != 0:
+        bias = None if bias is None else bias.contiguous()
+        dropout_linear_kernel[grid(M, N)](
+            rows, w, bias, y, rows.stride(0), w.stride(0), M, N, K, m_class(M), **stream
+        )  # fmt: skip
+    return y
+
+
+@launch.op(
+    "dropout_linear_dgrad(Tensor grad, Tensor weight, Tensor key, float p, Tensor? p_tensor, SymInt row_offset,"
+    " SymInt col_offset) -> Tensor"
+)
+def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset):
+    launch.floating("dropout_linear_dgrad", grad=grad, weight=weight)
+    (N, K), (g, w) = weight.shape, (launch.matrix(grad), launch.matrix(weight))
+    M = g.shape[0]
+    stream = launch.stream("dropout_linear_dgrad", key, (M, K), p, p_tensor, row_offset, col_offset, like=grad)
+    y = grad.new_empty((*grad.shape[:-1], K))
+    if y.numel() != 0:
+        dropout_linear_dgrad_kernel[grid(M, K + stream["shift"])](
+            g, w, y, g.stride(0), w.stride(0), M, N, K, m_class(M), **stream
+        )  # fmt: skip
+    return y
+
+
+@launch.op(
+    "dropout_linear_wgrad(Tensor grad, Tensor x, Tensor key, float p, Tensor? p_tensor, SymInt row_offset,"
+    " SymInt col_offset) -> Tensor"
+)
+def dropout_linear_wgrad(grad, x, key, p, p_tensor, row_offset, col_offset):
+    launch.floating("dropout_linear_wgrad", grad=grad, x=x)
+    g, rows = launch.matrix(grad), launch.matrix(x)
+    (M, N), K = g.shape, rows.shape[1]
+    stream = launch.stream("dropout_linear_wgrad", key, (M, K), p, p_tensor, row_offset, col_offset, like=grad)
+    y = grad.new_empty((N, K))
+    if y.numel() != 0:
+        dropout_linear_wgrad_kernel[grid(N, K + stream["shift"])](
+            g, rows, y, g.stride(0), rows.stride(0), M, N, K, m_class(M), **stream
+        )  # fmt: skip
+    return y
