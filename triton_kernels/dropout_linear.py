@@ -9,12 +9,12 @@ decisions at about 8 integer instructions each, 8/(2·BLOCK_N) instructions a fl
 accumulator. One program owns one tile of the result and sums in a fixed order: no atomics, the same bits on every run.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from . import launch, philox
-from .gemm import dot, grid, m_class, narrow, product, tile_of_program, tuned
+from .gemm import dot, narrow, product_dropout, tile_of_program
+from .tuning import grid, m_class, tuned
 
 
 @tuned(lambda a: a["K"] % a["BLOCK_K"] == 0 and a["shift"] == 0)
@@ -45,32 +45,7 @@ def dropout_linear_kernel(
     y = acc * scale
     if bias_ptr is not None:
         y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
-    tl.store(
-        y_ptr + rows[:, None] * N + cols[None, :], narrow(y, y_ptr.dtype.element_ty), mask=row_inside & col_inside
-    )
-
-
-@tuned(lambda a: a["N"] % a["BLOCK_K"] == 0)
-@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
-def dropout_linear_dgrad_kernel(
-    g_ptr, w_ptr, y_ptr, g_stride: tl.int64, w_stride: tl.int64, M: tl.int64, N: tl.int64, K: tl.int64, m_class,
-    key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """g (M, N), w (N, K) -> y (M, K). The result's columns are tiled by BLOCK_N, the summed N by BLOCK_K."""
-    threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
-    tile_m, tile_k = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(K + shift, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile_k * BLOCK_N - shift + tl.arange(0, BLOCK_N)
-    acc = product(
-        g_ptr, w_ptr, g_stride, w_stride, 1, rows, cols, M, K, N, BLOCK_M, BLOCK_N, BLOCK_K, EVEN
-    )  # fmt: skip
-    key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
-    block = block_offset + tile_k * (BLOCK_N // 8)
-    keep = philox.keep_tile(key, i, block, sample, philox.INPUT_DOMAIN, threshold, BLOCK_N)  # (BLOCK_M, BLOCK_N)
-    y = narrow(tl.where(keep, acc * scale, 0.0), y_ptr.dtype.element_ty)
-    inside = (rows < M)[:, None] & ((cols >= 0) & (cols < K))[None, :]
-    tl.store(y_ptr + rows[:, None] * K + cols[None, :], y, mask=inside)
+    tl.store(y_ptr + rows[:, None] * N + cols[None, :], narrow(y, y_ptr.dtype.element_ty), mask=row_inside & col_inside)
 
 
 @tuned(lambda a: a["M"] % a["BLOCK_K"] == 0)
@@ -126,14 +101,12 @@ def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
 )
 def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset):
     launch.floating("dropout_linear_dgrad", grad=grad, weight=weight)
-    (N, K), (g, w) = weight.shape, (launch.matrix(grad), launch.matrix(weight))
-    M = g.shape[0]
-    stream = launch.stream("dropout_linear_dgrad", key, (M, K), p, p_tensor, row_offset, col_offset, like=grad)
+    g, w = launch.matrix(grad), launch.matrix(weight)
+    K = w.shape[1]
+    stream = launch.stream("dropout_linear_dgrad", key, (g.shape[0], K), p, p_tensor, row_offset, col_offset, like=grad)
     y = grad.new_empty((*grad.shape[:-1], K))
     if y.numel() != 0:
-        dropout_linear_dgrad_kernel[grid(M, K + stream["shift"])](
-            g, w, y, g.stride(0), w.stride(0), M, N, K, m_class(M), **stream
-        )  # fmt: skip
+        product_dropout(g, w, None, None, y, None, stream, philox.INPUT_DOMAIN, "none")
     return y
 
 

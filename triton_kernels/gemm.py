@@ -1,4 +1,4 @@
-"""Pieces shared by the matrix products: tile order, the plain product, tiles to tune over, rounding.
+"""Pieces shared by the matrix products, and the product with dropout in its epilogue.
 
 Operands are row-major with unit column stride. All index arithmetic is 64-bit: sizes and strides are annotated so.
 """
@@ -6,9 +6,11 @@ Operands are row-major with unit column stride. All index arithmetic is 64-bit: 
 import triton
 import triton.language as tl
 
-from .launch import INTERPRETED as _INTERPRETED
+from . import launch, philox
+from .activations import act
+from .tuning import grid, m_class, tuned
 
-INTERPRETED = tl.constexpr(_INTERPRETED)
+INTERPRETED = tl.constexpr(launch.INTERPRETED)
 
 
 @triton.jit
@@ -43,79 +45,85 @@ def narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def product(
-    a_ptr, b_ptr, a_stride, b_stride_inner, b_stride_col, rows, cols, M, N, INNER,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_INNER: tl.constexpr, EVEN: tl.constexpr,
+def halves(tile):
+    """Left and right half of the columns of a tile; free in the layouts of accumulators."""
+    tile = tl.permute(tl.reshape(tile, [tile.shape[0], 2, tile.shape[1] // 2]), [0, 2, 1])
+    return tl.split(tile)
+
+
+@triton.jit
+def store_dropped(
+    acc, bias_ptr, residual_ptr, y_ptr, z_ptr, residual_stride, tile_m, M, N, key, i, first_col, threshold, scale,
+    block, sample, DOMAIN: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """fp32 tile (BLOCK_M, BLOCK_N) of A @ B at `rows`, `cols`; either may lie outside of the matrix."""
-    row_inside = (rows < M)[:, None]
-    col_inside = ((cols >= 0) & (cols < N))[None, :]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, INNER, BLOCK_INNER):
-        inner = start + tl.arange(0, BLOCK_INNER)
-        a_mask = row_inside if EVEN else row_inside & (inner < INNER)[None, :]
-        b_mask = col_inside if EVEN else col_inside & (inner < INNER)[:, None]
-        a = tl.load(a_ptr + rows[:, None] * a_stride + inner[None, :], mask=a_mask, other=0.0)
-        b = tl.load(b_ptr + inner[:, None] * b_stride_inner + cols[None, :] * b_stride_col, mask=b_mask, other=0.0)
-        acc = dot(a, b, acc)
-    return acc
+    """Epilogue y = residual + D(act(z)), z = acc + bias, of a tile from matrix column `first_col`, block `block` on.
 
-
-def _configs(*tiles):
-    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")
-    return [
-        triton.Config(dict(zip(names, (*tile, 8), strict=True)), num_warps=warps, num_stages=stages)
-        for tile, warps, stages in tiles
-    ]
-
-
-# Roles: BLOCK_M, BLOCK_N tile the result, BLOCK_K the summed dimension. Two bytes an element: wgmma tiles, largest first;
-# the small ones fill a GPU when the result is small. fp32 runs on the FMA units ("ieee"), where an operand tile
-# of 32 deep is all that registers hold.
-HALF_CONFIGS = _configs(
-    ((128, 256, 64), 8, 3),
-    ((128, 128, 64), 8, 4),
-    ((128, 128, 64), 4, 3),
-    ((128, 64, 64), 4, 4),
-    ((64, 64, 64), 4, 4),
-)
-SINGLE_CONFIGS = _configs(
-    ((128, 64, 16), 8, 3),
-    ((64, 64, 16), 4, 3),
-    ((32, 64, 32), 4, 2),
-)
-# The interpreter has nothing to tune; small tiles let small matrices cross tile borders.
-INTERPRETER_CONFIG = triton.Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 2})
-
-
-def _of_dtype(configs, args, **_):
-    return SINGLE_CONFIGS if str(args["y_ptr"].dtype) == "torch.float32" else HALF_CONFIGS
-
-
-def tuned(even):
-    """Autotune a product over the tiles of its dtype, once for each (N, K) and power of two of M.
-
-    `even` says of a launch's arguments whether no tile along the summed dimension is partial.
+    It goes 64 columns at a time: the words of a whole 128x256 tile beside its accumulator do not fit into registers.
     """
+    HALF: tl.constexpr = acc.shape[1] // 2
+    if HALF > 32:
+        left, right = halves(acc)
+        store_dropped(
+            left, bias_ptr, residual_ptr, y_ptr, z_ptr, residual_stride, tile_m, M, N, key, i, first_col, threshold, scale,
+            block, sample, DOMAIN, ACT,
+        )  # fmt: skip
+        store_dropped(
+            right, bias_ptr, residual_ptr, y_ptr, z_ptr, residual_stride, tile_m, M, N, key, i, first_col + HALF, threshold,
+            scale, block + HALF // 8, sample, DOMAIN, ACT,
+        )  # fmt: skip
+    else:
+        rows = tile_m * acc.shape[0] + tl.arange(0, acc.shape[0])
+        cols = first_col + tl.arange(0, acc.shape[1])
+        col_inside = (cols >= 0) & (cols < N)
+        inside = (rows < M)[:, None] & col_inside[None, :]
+        place = rows[:, None] * N + cols[None, :]
+        z = acc
+        if bias_ptr is not None:
+            z += tl.load(bias_ptr + cols, mask=col_inside, other=0.0).to(tl.float32)[None, :]
+        if z_ptr is not None:
+            tl.store(z_ptr + place, narrow(z, z_ptr.dtype.element_ty), mask=inside)
+        keep = philox.keep_tile(key, i, block, sample, DOMAIN, threshold, acc.shape[1])
+        y = tl.where(keep, act(z, ACT) * scale, 0.0)
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + rows[:, None] * residual_stride + cols[None, :], mask=inside).to(tl.float32)
+        tl.store(y_ptr + place, narrow(y, y_ptr.dtype.element_ty), mask=inside)
 
-    def decorate(kernel):
-        kernel = triton.heuristics({"EVEN": even})(kernel)
-        if _INTERPRETED:
-            return triton.autotune([INTERPRETER_CONFIG], key=[])(kernel)
-        return triton.autotune(
-            HALF_CONFIGS + SINGLE_CONFIGS,
-            key=["m_class", "N", "K"],
-            prune_configs_by={"early_config_prune": _of_dtype},
-        )(kernel)
 
-    return decorate
+@tuned(lambda a: a["K"] % a["BLOCK_K"] == 0)
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def product_dropout_kernel(
+    a_ptr, b_ptr, bias_ptr, residual_ptr, y_ptr, z_ptr, a_stride: tl.int64, b_stride_k, b_stride_n, residual_stride: tl.int64,
+    M: tl.int64, N: tl.int64, K: tl.int64, m_class,
+    key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
+    DOMAIN: tl.constexpr, ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """y (M, N) = residual + D(act(z)) and, if asked for, z (M, N) = a @ b + bias; a (M, K), b (K, N) of any order."""
+    threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    tile_m, tile_n = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(N + shift, BLOCK_N), GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N - shift + tl.arange(0, BLOCK_N)
+    row_inside, col_inside = (rows < M)[:, None], ((cols >= 0) & (cols < N))[None, :]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        a_mask = row_inside if EVEN else row_inside & (k < K)[None, :]
+        b_mask = col_inside if EVEN else col_inside & (k < K)[:, None]
+        a = tl.load(a_ptr + rows[:, None] * a_stride + k[None, :], mask=a_mask, other=0.0)
+        b = tl.load(b_ptr + k[:, None] * b_stride_k + cols[None, :] * b_stride_n, mask=b_mask, other=0.0)
+        acc = dot(a, b, acc)
+    key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
+    block = block_offset + tile_n * (BLOCK_N // 8)
+    store_dropped(
+        acc, bias_ptr, residual_ptr, y_ptr, z_ptr, residual_stride, tile_m, M, N, key, i, tile_n * BLOCK_N - shift,
+        threshold, scale, block, sample, DOMAIN, ACT,
+    )  # fmt: skip
 
 
-def grid(rows, cols):
-    """One program a tile of a (rows, cols) result."""
-    return lambda meta: (triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(cols, meta["BLOCK_N"]),)
-
-
-def m_class(rows):
-    """Tuning key of a number of rows: sequences of all lengths share a few measurements."""
-    return triton.next_power_of_2(max(rows, 1))
+def product_dropout(a, b, bias, residual, y, z, stream, domain, activation):
+    """Launch the kernel above; all but `b`, which may be a transposed view, are row-major matrices."""
+    (M, K), N = a.shape, b.shape[1]
+    product_dropout_kernel[grid(M, N + stream["shift"])](
+        a, b, bias, residual, y, z, a.stride(0), b.stride(0), b.stride(1), 0 if residual is None else residual.stride(0),
+        M, N, K, m_class(M), **stream, DOMAIN=domain, ACT=activation,
+    )  # fmt: skip
