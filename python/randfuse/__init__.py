@@ -26,4 +26,4 @@ __all__ = [
 if _extension.problem is None:
     _registry.install("randfuse")
 
-from . import nn  # noqa: E402  layers are made of the ops above
+from . import nn

@@ -78,11 +78,11 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
     if backend == "reference":
         return reference.FUNCTIONS[op]
     if (
-        backend in ("cpu", "cuda")
-        and backend != device
-        or backend == "triton"
+        (backend in ("cpu", "cuda")
+        and backend != device)
+        or (backend == "triton"
         and device == "cpu"
-        and not _interpreting()
+        and not _interpreting())
     ):
         raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
     return _triton()[op] if backend == "triton" else _registry.overloads("randfuse")[op]

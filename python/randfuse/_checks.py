@@ -15,6 +15,11 @@ def rows_cols(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) else (1, 1)
 
 
+def matrix(x: Tensor) -> Tensor:
+    """x as (rows, last dim), also when it is empty."""
+    return x.reshape(rows_cols(x.shape))
+
+
 def float_tensor(op: str, name: str, x: object, *, like: Tensor | None = None, dtype: bool = True) -> None:
     """`x` is a floating tensor; with `like`, on its device and (unless `dtype=False`) of its dtype."""
     if not isinstance(x, Tensor):

@@ -33,9 +33,9 @@ enum class Op : uint32_t {
 };
 
 inline constexpr uint32_t kStreamVersion = 1;
-inline constexpr int kMaskRounds = 7;    // lanes of at most 16 bits
-inline constexpr int kWordRounds = 10;   // everything else
-inline constexpr int kMaskLanes = 8;     // 16-bit lanes in one block
+inline constexpr int kMaskRounds = 7;   // lanes of at most 16 bits
+inline constexpr int kWordRounds = 10;  // everything else
+inline constexpr int kMaskLanes = 8;    // 16-bit lanes in one block
 inline constexpr uint32_t kDropAll = 65536;
 
 // log2_width: 0 for 1-bit lanes ... 5 for 32-bit words, 6 for 64-bit words.

@@ -144,7 +144,8 @@ def _vmap(
     refuse_batched_p("dropout", in_dims[3])
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     keys_ = batch_keys(key, in_dims[1], info.batch_size)
-    flat = x.reshape(-1, _checks.rows_cols(x.shape[1:])[1])  # a 0-d element is one row of one column
+    rows, cols = _checks.rows_cols(x.shape[1:])  # a 0-d element is one row of one column
+    flat = x.reshape(info.batch_size * rows, cols)
     return call("dropout", flat, keys_, p, p_tensor, *place).reshape(x.shape), 0
 
 

@@ -111,7 +111,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, stream = _saved(ctx)
     dx = call("dropout_linear_dgrad", grad, weight, *stream) if ctx.needs_input_grad[0] else None
     dw = call("dropout_linear_wgrad", grad, x, *stream) if ctx.needs_input_grad[1] else None
-    db = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+    db = _checks.matrix(grad).sum(0) if ctx.needs_input_grad[2] else None
     return dx, dw, db, *[None] * 5
 
 
@@ -144,7 +144,7 @@ def _drop_batch(
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(x.shape[0], -1, x.shape[-1])  # (batch, rows, cols)
+    return x.reshape(x.shape[0], *_checks.rows_cols(x.shape[1:]))  # (batch, rows, cols)
 
 
 def _vmap(

@@ -115,9 +115,9 @@ def _backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Ten
         dz = dy if grad_z is None else dy + grad_z
     if dz is None:
         return (None,) * 11
-    flat = dz.reshape(-1, dz.shape[-1])
+    flat = _checks.matrix(dz)
     dx = dz @ weight if ctx.needs_input_grad[0] else None
-    dw = flat.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+    dw = flat.T @ _checks.matrix(x) if ctx.needs_input_grad[1] else None
     db = flat.sum(0) if ctx.needs_input_grad[2] else None
     return dx, dw, db, grad if ctx.needs_input_grad[3] else None, *[None] * 7
 

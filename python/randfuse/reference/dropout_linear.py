@@ -48,5 +48,4 @@ def dropout_linear_wgrad(
     """grad (…, N), x (…, K) -> (N, K)."""
     gw, xw = _wide(grad, x)
     dropped = dropout(xw, key, p, p_tensor, streams.DROPOUT, 0, row_offset, col_offset)
-    gw, dropped = (t.reshape(_checks.rows_cols(t.shape)) for t in (gw, dropped))
-    return (gw.T @ dropped).to(grad.dtype)
+    return (_checks.matrix(gw).T @ _checks.matrix(dropped)).to(grad.dtype)

@@ -1,0 +1,70 @@
+// dropout and dropout_mask: schema, checks, allocation, threads. The exemplar of a binding.
+#include "../kernels/cpu/dropout.h"
+
+#include <torch/library.h>
+
+#include "checks.h"
+#include "dropout.h"
+
+namespace randfuse {
+namespace {
+
+// Below this many 64-column groups a task (~7 us of work) costs more to hand out than to do.
+constexpr int64_t kGrain = 512;
+
+Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p,
+                   const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
+                   int64_t row_offset, int64_t col_offset) {
+  check_float("dropout", "x", x);
+  const Rows shape = rows_of(x);
+  const MaskStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
+                                        sample, row_offset, col_offset);
+  const Rate rate = cpu_rate("dropout", p, p_tensor);
+  const Tensor y = at::empty(x.sizes(), x.options());
+  drop_rows_cpu(matrix_of(x), y.view({shape.rows, shape.cols}), stream, rate);
+  return y;
+}
+
+Tensor dropout_mask_cpu(const Tensor& key, at::IntArrayRef shape, double p,
+                        const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
+                        int64_t row_offset, int64_t col_offset) {
+  TORCH_CHECK_VALUE(shape.size() == 2 && shape[0] >= 0 && shape[1] >= 0,
+                    "dropout_mask: shape must be two sizes (rows, cols), got ", shape);
+  const MaskStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
+                                        sample, row_offset, col_offset);
+  const Rate rate = cpu_rate("dropout_mask", p, p_tensor);
+  const Tensor mask = at::empty(shape, key.options().dtype(at::kBool));
+  const cpu::DropoutMaskArgs args{mask.mutable_data_ptr<bool>(), shape[1], stream, rate};
+  at::parallel_for(0, cpu::mask_groups(shape[0], shape[1], col_offset), kGrain,
+                   [&](int64_t begin, int64_t end) { cpu::dropout_mask(args, begin, end); });
+  return mask;
+}
+
+}  // namespace
+
+void drop_rows_cpu(const Tensor& x, const Tensor& y, const MaskStream& stream, const Rate& rate) {
+  dispatch_float(x, [&](auto type) {
+    using T = decltype(type);
+    const cpu::DropoutArgs<T> args{in<T>(x), out<T>(y), x.size(1), row_stride(x), stream, rate};
+    at::parallel_for(0, cpu::mask_groups(x.size(0), x.size(1), stream.col_offset), kGrain,
+                     [&](int64_t begin, int64_t end) { cpu::dropout<T>(args, begin, end); });
+  });
+}
+
+TORCH_LIBRARY_FRAGMENT(randfuse, m) {
+  m.def(
+      "dropout(Tensor x, Tensor key, float p, Tensor? p_tensor, int op, SymInt sample, "
+      "SymInt row_offset, SymInt col_offset) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "dropout_mask(Tensor key, SymInt[] shape, float p, Tensor? p_tensor, int op, SymInt sample, "
+      "SymInt row_offset, SymInt col_offset) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
+  m.impl("dropout", dropout_cpu);
+  m.impl("dropout_mask", dropout_mask_cpu);
+}
+
+}  // namespace randfuse

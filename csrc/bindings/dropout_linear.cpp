@@ -1,0 +1,193 @@
+// dropout_linear and its two gradients: y = D(x) W^T + b, dgrad = D(g W), wgrad = g^T D(x).
+#include "../kernels/cpu/dropout_linear.h"
+
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "dropout.h"
+
+namespace randfuse {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// Widest weight for which masking in registers beats a dropped copy and the library's product; the
+// measurement is in docs/measured.md ("CPU crossover of dropout_linear").
+constexpr int64_t kNarrow = 64;
+
+// Empty operands are the library's as well.
+bool narrow(const Tensor& x, int64_t n, int64_t k) {
+  return 0 < n && n <= kNarrow && k > 0 && x.scalar_type() != at::kDouble;
+}
+
+// Dropped copy of a matrix, for the products that the library does best.
+Tensor dropped(const Tensor& x, const MaskStream& stream, const Rate& rate) {
+  const Tensor y = at::empty(x.sizes(), x.options());
+  drop_rows_cpu(x, y, stream, rate);
+  return y;
+}
+
+Tensor scratch(const Tensor& like, int64_t rows, int64_t cols) {
+  return at::empty({rows, cols}, like.options().dtype(at::kFloat));
+}
+
+template <class T>
+cpu::DropoutLinearArgs<T> arguments(int64_t m, int64_t n, int64_t k, const Tensor& out_,
+                                    const MaskStream& stream, const Rate& rate) {
+  cpu::DropoutLinearArgs<T> a{};
+  a.m = m, a.n = n, a.k = k, a.out = out<T>(out_), a.stream = stream, a.rate = rate;
+  return a;
+}
+
+Tensor forward_narrow(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                      const MaskStream& stream, const Rate& rate) {
+  const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
+  const Tensor y = at::empty({m, n}, x.options()), packed = scratch(x, k, cpu::padded_n(n));
+  const Tensor w = matrix_of(weight), b = bias.has_value() ? bias->contiguous() : Tensor();
+  dispatch_float(x, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, double>) {
+      auto a = arguments<T>(m, n, k, y, stream, rate);
+      a.x = in<T>(x), a.x_stride = row_stride(x), a.weight_t = in<float>(packed);
+      a.bias = b.defined() ? in<T>(b) : nullptr;
+      at::parallel_for(0, k, 4096 / n, [&](int64_t begin, int64_t end) {
+        cpu::pack_weight_t(in<T>(w), row_stride(w), n, out<float>(packed), begin, end);
+      });
+      at::parallel_for(0, m, 16,
+                       [&](int64_t begin, int64_t end) { cpu::dropout_linear(a, begin, end); });
+    }
+  });
+  return y;
+}
+
+Tensor dgrad_narrow(const Tensor& grad, const Tensor& weight, const MaskStream& stream,
+                    const Rate& rate) {
+  const int64_t m = grad.size(0), k = weight.size(1), n = weight.size(0);
+  const Tensor dx = at::empty({m, k}, grad.options()), g = grad.to(at::kFloat).contiguous(),
+               w = matrix_of(weight);
+  const Tensor packed = scratch(grad, n, cpu::padded_k(k, stream.col_offset));
+  dispatch_float(grad, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, double>) {
+      auto a = arguments<T>(m, n, k, dx, stream, rate);
+      a.grad = in<float>(g), a.weight = in<float>(packed);
+      at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+        cpu::pack_weight(in<T>(w), row_stride(w), k, stream.col_offset, out<float>(packed), begin,
+                         end);
+      });
+      at::parallel_for(
+          0, m, 16, [&](int64_t begin, int64_t end) { cpu::dropout_linear_dgrad(a, begin, end); });
+    }
+  });
+  return dx;
+}
+
+Tensor wgrad_narrow(const Tensor& grad, const Tensor& x, const MaskStream& stream,
+                    const Rate& rate) {
+  const int64_t m = x.size(0), k = x.size(1), n = grad.size(1);
+  const Tensor dw = at::empty({n, k}, grad.options()), g = grad.to(at::kFloat).contiguous();
+  dispatch_float(grad, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, double>) {
+      auto a = arguments<T>(m, n, k, dw, stream, rate);
+      a.grad = in<float>(g), a.x = in<T>(x), a.x_stride = row_stride(x);
+      at::parallel_for(
+          0, cpu::padded_k(k, stream.col_offset) / 64, 1,
+          [&](int64_t begin, int64_t end) { cpu::dropout_linear_wgrad(a, begin, end); });
+    }
+  });
+  return dw;
+}
+
+std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = last;
+  return shape;
+}
+
+void check_operands(const char* op, const char* name, const Tensor& grad, const char* other,
+                    const Tensor& b) {
+  check_float(op, name, grad);
+  TORCH_CHECK_VALUE(grad.dim() >= 1, op, ": ", name, " must have at least one dimension, got 0");
+  check_like(op, other, b, grad);
+}
+
+Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                          const Tensor& key, double p, const OptionalTensor& p_tensor,
+                          int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "dropout_linear";
+  check_linear(op, x, weight, bias);
+  const Rows shape = rows_of(x);
+  const MaskStream stream =
+      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const Rate rate = cpu_rate(op, p, p_tensor);
+  const Tensor matrix = matrix_of(x);
+  const Tensor y = narrow(x, weight.size(0), shape.cols)
+                       ? forward_narrow(matrix, weight, bias, stream, rate)
+                       : at::linear(dropped(matrix, stream, rate), weight, bias);
+  return y.view(with_last(x, weight.size(0)));
+}
+
+Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, double p,
+                 const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "dropout_linear_dgrad";
+  check_operands(op, "grad", grad, "weight", weight);
+  const Rows shape = rows_of(grad);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == shape.cols, op,
+                    ": weight must have shape (N=", shape.cols, ", K), got ", weight.sizes());
+  const MaskStream stream =
+      mask_stream(op, key, grad.device(), shape.rows, weight.size(1), 1, 0, row_offset, col_offset);
+  const Rate rate = cpu_rate(op, p, p_tensor);
+  const Tensor matrix = grad.reshape({shape.rows, shape.cols});
+  Tensor dx;
+  if (narrow(grad, shape.cols, weight.size(1))) {
+    dx = dgrad_narrow(matrix, weight, stream, rate);
+  } else {
+    dx = at::mm(matrix, weight).contiguous();
+    drop_rows_cpu(dx, dx, stream, rate);  // in place: one pass over what the product just wrote
+  }
+  return dx.view(with_last(grad, weight.size(1)));
+}
+
+Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double p,
+                 const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "dropout_linear_wgrad";
+  check_operands(op, "grad", grad, "x", x);
+  const Rows shape = rows_of(x), outer = rows_of(grad);
+  TORCH_CHECK_VALUE(x.dim() >= 1 && outer.rows == shape.rows, op,
+                    ": x must have as many rows as grad = ", outer.rows, ", got ", shape.rows);
+  const MaskStream stream =
+      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const Rate rate = cpu_rate(op, p, p_tensor);
+  const Tensor g = grad.reshape({outer.rows, outer.cols}), matrix = matrix_of(x);
+  if (narrow(grad, outer.cols, shape.cols)) return wgrad_narrow(g, matrix, stream, rate);
+  return at::mm(g.t(), dropped(matrix, stream, rate)).contiguous();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(randfuse, m) {
+  m.def(
+      "dropout_linear(Tensor x, Tensor weight, Tensor? bias, Tensor key, float p, Tensor? "
+      "p_tensor, "
+      "SymInt row_offset, SymInt col_offset) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "dropout_linear_dgrad(Tensor grad, Tensor weight, Tensor key, float p, Tensor? p_tensor, "
+      "SymInt row_offset, SymInt col_offset) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "dropout_linear_wgrad(Tensor grad, Tensor x, Tensor key, float p, Tensor? p_tensor, "
+      "SymInt row_offset, SymInt col_offset) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
+  m.impl("dropout_linear", dropout_linear_cpu);
+  m.impl("dropout_linear_dgrad", dgrad_cpu);
+  m.impl("dropout_linear_wgrad", wgrad_cpu);
+}
+
+}  // namespace randfuse

@@ -1,0 +1,116 @@
+"""Where and how a result was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__, _extension
+from .timing import last_level_cache
+
+# Variables that change what a CPU run measures.
+VARIABLES = (
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+    "LD_PRELOAD",
+    "TRITON_INTERPRET",
+)
+
+
+def capture(device: str) -> dict[str, Any]:
+    """The environment as JSON values."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "machine": machine(device),
+        "cpu": cpu(),
+        "gpu": gpu() if device == "cuda" else None,
+        "versions": versions(),
+        "commit": commit(),
+        "variables": {v: os.environ[v] for v in VARIABLES if v in os.environ},
+    }
+
+
+def machine(device: str) -> str:
+    """What must agree before two results are compared."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{cpu()['model']}, {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def command_line() -> str:
+    """The command as typed, with the module's name in place of its file."""
+    return " ".join(["python", "-m", "randfuse.bench", *sys.argv[1:]])
+
+
+def cpu() -> dict[str, Any]:
+    return {
+        "model": _cpu_model(),
+        "logical": os.cpu_count(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "last_level_cache": last_level_cache(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "l2": properties.L2_cache_size,
+        **_nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit"),
+    }
+
+
+def _nvidia_smi(*names: str) -> dict[str, str]:
+    """Values that torch does not know; empty where the tool is not installed."""
+    try:
+        query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0"]
+        values = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return dict(zip(names, values, strict=True))
+
+
+def versions() -> dict[str, str | None]:
+    return {
+        "randfuse": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "os": platform.platform(),
+        "extension": str(_extension.build_info()) if _extension.problem is None else None,
+    }
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this package runs from, "-dirty" appended when files differ; None outside one."""
+    where = Path(__file__).parent
+    try:
+        described = ["git", "-C", str(where), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,55 @@
+"""The correctness gate: a variant that computes something else gets no number.
+
+Every variant runs forward and backward once. The decisions it took are read off the result in which dropped elements
+are zero; randfuse's must be the reference's, element by element, those of another sampler must have the right rate.
+The outputs and gradients must then be what the formula in float64 gives *for those decisions*, within the house
+tolerance (`randfuse.testing`), so one gate serves all variants, whatever their random numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..testing import assert_bitwise_equal, assert_close_to_float64
+from .case import Case, Forward, Inputs
+
+
+class GateError(AssertionError):
+    """A variant is wrong; the message says where."""
+
+
+def gradients(case: Case, forward: Forward, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and gradients of one forward and backward."""
+    leaves = {n: t.detach().requires_grad_(n in case.differentiable) for n, t in inputs.items()}
+    out = forward(leaves)
+    found = torch.autograd.grad(out, [leaves[n] for n in case.differentiable], inputs["grad"].to(out.dtype))
+    return out.detach(), dict(zip(case.differentiable, found, strict=True))
+
+
+def check(case: Case, forward: Forward, inputs: Inputs, *, expected: Tensor | None, floor: bool) -> None:
+    """Raise GateError unless `forward` does the op; `expected` is the mask that randfuse must have used."""
+    try:
+        out, grads = gradients(case, forward, inputs)
+        kept = case.dropped_view(out, grads) != 0
+        if expected is not None:
+            assert_bitwise_equal(kept, expected, name="decisions (True = kept)")
+        elif not floor:
+            _assert_rate(kept, case.p)
+        factor = kept.double() if floor else kept * case.scale(exactly=expected is not None)
+        wide = {n: t.double() for n, t in inputs.items()}
+        exact, exact_grads = gradients(case, lambda i: case.exact(i, factor), wide)
+        same, same_grads = gradients(case, lambda i: case.exact(i, factor), inputs)
+        assert_close_to_float64(out, exact, same, name="output")
+        for name, grad in grads.items():
+            assert_close_to_float64(grad, exact_grads[name], same_grads[name], name=f"gradient of {name}")
+    except AssertionError as error:
+        raise GateError(str(error)) from error
+
+
+def _assert_rate(kept: Tensor, p: float) -> None:
+    """Six standard errors: a false alarm in 5·10⁸ checks."""
+    n = kept.numel()
+    dropped = n - int(kept.sum())
+    slack = 6 * (n * p * (1 - p)) ** 0.5 + 1
+    assert abs(dropped - n * p) <= slack, f"dropped {dropped} of {n}, expected {n * p:.0f} within {slack:.0f}"

@@ -1,0 +1,71 @@
+"""The ways to compute a case: eager PyTorch, torch.compile, other public kernels, the floor, randfuse's backends."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from .._backends import unavailable, use_backend
+from .case import Case, Forward
+
+BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("auto", "cuda", "triton", "reference")}  # device -> randfuse's
+PLAIN = ("eager", "native", "compile", "floor")
+
+
+@dataclass
+class Variant:
+    name: str
+    forward: Forward
+    context: AbstractContextManager  # in force for forward and backward
+    fused: bool = False  # randfuse's own: its decisions must be the reference's
+    problem: str | None = None  # why it cannot run here
+
+
+def choice(device: str, preset: str, asked: list[str] | None) -> list[str]:
+    """Names of the variants to run. Unless asked for, a smoke run skips compiling (minutes), and the reference, which
+    is no kernel, stays out wherever a kernel runs."""
+    if asked is not None:
+        return asked
+    kernels = [b for b in BACKENDS[device] if b != "reference"]
+    if all(unavailable(b) for b in kernels if b != "auto"):
+        kernels.append("reference")
+    return [n for n in PLAIN if not (n == "compile" and preset == "smoke")] + kernels
+
+
+def variants(case: Case, device: str, names: list[str]) -> list[Variant]:
+    """Those of `names` that exist for the case, each with its problem if it cannot run."""
+    baselines = case.baselines()
+    found = []
+    for name in names:
+        if name == "floor":
+            found.append(Variant("floor", case.floor, nullcontext()))
+        elif name == "compile":
+            found.append(_compiled(baselines["eager"]))
+        elif name in baselines:
+            found.append(Variant(name, baselines[name], nullcontext()))
+        elif name not in PLAIN:
+            found.append(_fused(case, device, name))
+    return found
+
+
+def _compiled(eager: Forward) -> Variant:
+    torch._dynamo.reset()  # each shape is compiled afresh, none is charged for another's guards
+    return Variant("compile", torch.compile(eager, dynamic=False), nullcontext())
+
+
+def _fused(case: Case, device: str, backend: str) -> Variant:
+    name = f"randfuse {backend}"
+    problem = backend_problem(device, backend)
+    context = nullcontext() if problem else use_backend(backend)
+    return Variant(name, case.randfuse, context, fused=True, problem=problem)
+
+
+def backend_problem(device: str, backend: str) -> str | None:
+    """Why a randfuse backend cannot be measured on a device, and what to do about it; None if it can."""
+    if backend == "triton" and device == "cpu":
+        return "Triton's kernels run on the CPU only in its interpreter, whose time says nothing; use --device cuda"
+    if backend not in BACKENDS[device]:
+        return f"runs on another device; use --device {'cuda' if device == 'cpu' else 'cpu'}"
+    return unavailable(backend)
