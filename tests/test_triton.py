@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import randfuse
 import torch
 import torch.nn.functional as F
-
-import randfuse
 from randfuse import reference
 from randfuse.reference import streams
+from randfuse.reference.linear_dropout import ACTIVATIONS, times_derivative
+from randfuse.testing import assert_bitwise_equal, assert_close_to_float64, known_answers
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -45,15 +46,15 @@ def op(name):
     return getattr(torch.ops.randfuse_triton, name)
 
 
-def words(values, device):
-    """Unsigned 64-bit integers, given in hexadecimal or as int, as int64."""
-    numbers = [int(v, 16) if isinstance(v, str) else v for v in values]
-    return torch.tensor([n - 2**64 if n >= 2**63 else n for n in numbers], device=device)
+def word(value, device):
+    """An unsigned 64-bit integer as int64 (1,)."""
+    return torch.tensor([value - 2**64 if value >= 2**63 else value], device=device)
 
 
-def known_answers(kind):
-    lines = [line.split() for line in KAT.read_text().splitlines()]
-    return [line[1:] for line in lines if line and line[0] == kind]
+def answers(kind):
+    found = [(a.arguments, a.answers) for a in known_answers(KAT) if a.kind == kind]
+    assert found, f"the known-answer file must have lines of {kind}"
+    return found
 
 
 # --- streams: the known answers every backend reads ----------------------------------------------------------------
@@ -76,60 +77,56 @@ if INTERPRETING or torch.cuda.is_available():
         tl.store(out_ptr, philox.fold_in(tl.load(key_ptr), tl.load(data_ptr)))
 
     @triton.jit
-    def lanes_kernel(out_ptr, key_ptr, first_row, block, domain, ROWS: tl.constexpr, COLS: tl.constexpr):
+    def lanes_kernel(out_ptr, key_ptr, first_row, block_ptr, domain, ROWS: tl.constexpr, COLS: tl.constexpr):
         key = tl.load(key_ptr)
         row = (first_row + tl.arange(0, ROWS)).to(tl.uint32)
-        lanes = philox.lanes16(key, row, tl.full([1], block, tl.int64), 0, domain, COLS)
+        lanes = philox.lanes16(key, row, tl.load(block_ptr), 0, domain, COLS)
         place = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
         tl.store(out_ptr + place, lanes.to(tl.int32))
 
 
 @on_device
 def test_known_words(device):
-    cases = [(line[1:5], line[6] + line[5], line[0], line[7:]) for line in known_answers("philox")]
-    for key, i, j, s, op_id, width, rounds, *expected in known_answers("block"):
-        counter = [int(j), int(i), int(s), streams.domain_word(int(op_id), int(width))]
-        cases.append((counter, key, rounds, expected))
-    assert len(cases) >= 9, f"the known-answer file must have blocks, got {len(cases)}"
+    cases = [(c, k0 | k1 << 32, rounds, words) for (rounds, *c, k0, k1), words in answers("philox")]
+    for (key, i, j, s, op_id, width, rounds), words in answers("block"):
+        cases.append(([j, i, s, streams.domain_word(op_id, width)], key, rounds, words))
     out = torch.empty(4, dtype=torch.int64, device=device)
-    for counter, key, rounds, expected in cases:
-        words_kernel[(1,)](out, words([key], device), words(counter, device), ROUNDS=int(rounds))
-        assert out.tolist() == [int(v, 16) for v in expected], f"block of key {key}, counter {counter}, {rounds} rounds"
+    for counter, key, rounds, words in cases:
+        words_kernel[(1,)](out, word(key, device), torch.tensor(counter, device=device), ROUNDS=rounds)
+        assert tuple(out.tolist()) == words, f"block of key {key:x}, counter {counter}, {rounds} rounds"
 
 
 @on_device
 def test_known_fold_in(device):
     out = torch.empty(1, dtype=torch.int64, device=device)
-    for key, data, expected in known_answers("fold_in"):
-        fold_in_kernel[(1,)](out, words([key], device), words([data], device))
-        assert out.item() % 2**64 == int(expected, 16), f"fold_in({key}, {data})"
+    for (key, data), (derived,) in answers("fold_in"):
+        fold_in_kernel[(1,)](out, word(key, device), word(data, device))
+        assert out.item() % 2**64 == derived, f"fold_in({key:x}, {data:x})"
 
 
 @on_device
 def test_known_lanes(device):
     def lanes(key, op_id, row, block, rows, cols):
         out = torch.empty(rows, cols, dtype=torch.int32, device=device)
-        domain = streams.domain_word(int(op_id), 16)
-        lanes_kernel[(1,)](out, words([key], device), row, block, domain, ROWS=rows, COLS=cols)
+        domain = streams.domain_word(op_id, 16)
+        lanes_kernel[(1,)](out, word(key, device), row, word(block, device), domain, ROWS=rows, COLS=cols)
         return out.cpu()
 
-    (key, op_id, _, _, row, first, count, *expected), *_ = [v for v in known_answers("lanes") if v[2] == "16"]
-    first, count = int(first), int(count)
-    got = lanes(key, op_id, int(row), first // 8, 1, 32)[0, first % 8 :][:count]
-    assert got.tolist() == [int(v, 16) for v in expected], "16-bit lanes of one row"
+    (((key, op_id, _, _, row, first, count), values),) = [a for a in answers("lanes") if a[0][2] == 16]
+    got = lanes(key, op_id, row, first // 8, 1, 32)[0, first % 8 :][:count]
+    assert tuple(got.tolist()) == values, "16-bit lanes of one row"
 
-    (key, op_id, _, _, rows, cols, digest), *_ = [v for v in known_answers("digest") if v[2] == "16"]
-    got = lanes(key, op_id, 0, 0, int(rows), 256)[:, : int(cols)].contiguous()
-    assert hashlib.sha256(got.numpy().tobytes()).hexdigest()[:32] == digest, "digest of 16-bit lanes"
+    (((key, op_id, _, _, rows, cols), (digest,)),) = [a for a in answers("digest") if a[0][2] == 16]
+    got = lanes(key, op_id, 0, 0, rows, 256)[:, :cols].contiguous()
+    assert int(hashlib.sha256(got.numpy().tobytes()).hexdigest()[:32], 16) == digest, "digest of 16-bit lanes"
 
 
 # --- dropout: every bit --------------------------------------------------------------------------------------------
 
 
-def same_bits(y, expected, what):
-    assert y.dtype == expected.dtype, f"{what}: dtype {y.dtype}, expected {expected.dtype}"
-    assert y.is_contiguous(), f"{what}: must be contiguous"
-    assert torch.equal(y, expected), f"{what}: {(y != expected).sum()} of {y.numel()} elements differ"
+def same_bits(y, expected, name):
+    assert y.is_contiguous(), f"{name}: must be contiguous"
+    assert_bitwise_equal(y, expected, name=name)
 
 
 @on_device
@@ -189,7 +186,12 @@ def test_dropout_selects(device):
 @on_device
 def test_strides(device):
     key, base = torch.tensor(4, device=device), torch.randn(40, 40, device=device)
-    views = {"transposed": base.T, "stepped": base[::2, ::2], "offset": base[3:, 5:], "expanded": base[:1].expand(9, 40)}
+    views = {
+        "transposed": base.T,
+        "stepped": base[::2, ::2],
+        "offset": base[3:, 5:],
+        "expanded": base[:1].expand(9, 40),
+    }
     for name, x in views.items():
         args = (key, 0.3, None, 1, 0, 0, 0)
         same_bits(op("dropout")(x, *args), reference.FUNCTIONS["dropout"](x, *args), name)
@@ -229,15 +231,10 @@ def case(device, dtype, M, K, N, key_shape, row_offset, col_offset):
     return x, w, b, r, g, {**stream, "row_offset": row_offset, "col_offset": col_offset}
 
 
-def close_to_exact(y, exact, plain, what):
-    """Error against float64 at most twice that of plain PyTorch in the same dtype; half an ulp is always allowed."""
-    assert y.shape == exact.shape, f"{what}: shape {tuple(y.shape)}, expected {tuple(exact.shape)}"
-    assert y.dtype == plain.dtype, f"{what}: dtype {y.dtype}, expected {plain.dtype}"
-    assert y.is_contiguous(), f"{what}: must be contiguous"
-    if y.numel():
-        error, allowed = (y - exact).abs().max(), 2 * (plain - exact).abs().max()
-        allowed += torch.finfo(y.dtype).eps / 2 * exact.abs().max()
-        assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
+def close_to_exact(y, exact, plain, name):
+    """The house tolerance; one rounding of the exact result, half an ulp, is always allowed."""
+    assert y.is_contiguous(), f"{name}: must be contiguous"
+    assert_close_to_float64(y, exact, plain, name=name, tiny=torch.finfo(y.dtype).eps / 2)
 
 
 def wide(*tensors):
@@ -267,15 +264,13 @@ def test_dropout_linear_and_derivatives(device, dtype, sizes):
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "silu"])
 def test_linear_dropout_and_elementwise(device, dtype, sizes, activation):
     x, w, b, r, g, stream = case(device, dtype, *sizes)
-    act = reference.linear_dropout.ACTIVATIONS[activation]
+    act = ACTIVATIONS[activation]
 
     def drop(v):
         return reference.FUNCTIONS["dropout"](v, op=2, sample=0, **stream)
 
     for bias, residual, save in ((b, r, True), (None, None, False)):
-        exact, exact_z = reference.FUNCTIONS["linear_dropout"](
-            *wide(x, w, bias, residual), activation, True, **stream
-        )
+        exact, exact_z = reference.FUNCTIONS["linear_dropout"](*wide(x, w, bias, residual), activation, True, **stream)
         y, z = op("linear_dropout")(x, w, bias, residual, activation, save, **stream)
         plain_z = F.linear(x, w, bias)
         plain = drop(act(plain_z)) + (0 if residual is None else residual)
@@ -289,7 +284,7 @@ def test_linear_dropout_and_elementwise(device, dtype, sizes, activation):
         plain = drop(act(g)) + (0 if residual is None else residual)
         close_to_exact(op("act_dropout")(g, residual, activation, **stream), exact, plain, f"act_dropout, {activation}")
     exact = reference.FUNCTIONS["act_dropout_grad"](*wide(g, r), activation, **stream)
-    plain = drop(g) * reference.linear_dropout.act_derivative(r, activation)
+    plain = times_derivative(drop(g), r, activation)
     y = op("act_dropout_grad")(g, r, activation, **stream)
     close_to_exact(y, exact, plain, f"act_dropout_grad, {activation}")
 
@@ -304,7 +299,9 @@ def test_every_tile_gives_the_same_bits(device, dtype, col_offset, monkeypatch):
     configs = tuning.SINGLE_CONFIGS if dtype == torch.float32 else tuning.HALF_CONFIGS
     if INTERPRETING:
         tiles = ((16, 16, 8, 1), (64, 128, 16, 4))
-        configs = [triton.Config(dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"), t, strict=True))) for t in tiles]
+        configs = [
+            triton.Config(dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"), t, strict=True))) for t in tiles
+        ]
     n = 40
     x, eye = torch.randn(n, n, device=device).to(dtype), torch.eye(n, device=device).to(dtype)
     stream = {**STREAM, "key": torch.tensor(8, device=device), "col_offset": col_offset}
@@ -324,6 +321,7 @@ def test_every_tile_gives_the_same_bits(device, dtype, col_offset, monkeypatch):
 
 
 @on_device
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, of inf * 0 in dropped places
 def test_dropped_values_of_a_product(device):
     """NaN where x is dropped does not reach y; z = inf where the output is dropped reaches neither y nor a gradient."""
     key = torch.tensor(3, device=device)
@@ -412,7 +410,9 @@ def test_schemas_are_those_of_the_extension(device):
     if not hasattr(torch.ops.randfuse, "dropout"):
         pytest.skip("the C++ extension is not built")
     for name in reference.FUNCTIONS:
-        ours, theirs = (str(getattr(ns, name).default._schema) for ns in (torch.ops.randfuse_triton, torch.ops.randfuse))
+        ours, theirs = (
+            str(getattr(ns, name).default._schema) for ns in (torch.ops.randfuse_triton, torch.ops.randfuse)
+        )
         assert ours.replace("randfuse_triton::", "randfuse::") == theirs, f"{name}: schemas must be equal"
 
 

@@ -18,14 +18,14 @@ def act(z, ACT: tl.constexpr):
 
 
 @triton.jit
-def act_derivative(z, ACT: tl.constexpr):
+def times_derivative(grad, z, ACT: tl.constexpr):
+    """grad * act'(z)."""
     if ACT == "relu":
-        d = tl.where(z > 0, 1.0, 0.0)
+        grad = tl.where(z <= 0, 0.0, grad)  # the gradient of a NaN passes, as in F.relu
     elif ACT == "gelu":
-        d = 0.5 * (1 + tl.erf(z * 0.5**0.5)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327  # 1/sqrt(2 pi)
+        density = tl.exp(-0.5 * z * z) * 0.3989422804014327  # 1/sqrt(2 pi)
+        grad *= 0.5 * (1 + tl.erf(z * 0.5**0.5)) + z * density
     elif ACT == "silu":
         s = tl.sigmoid(z)
-        d = s * (1 + z * (1 - s))
-    else:
-        d = tl.full(z.shape, 1.0, tl.float32)
-    return d
+        grad *= s * (1 + z * (1 - s))
+    return grad

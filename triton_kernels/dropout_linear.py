@@ -11,6 +11,7 @@ accumulator. One program owns one tile of the result and sums in a fixed order: 
 
 import triton
 import triton.language as tl
+from randfuse import _checks
 
 from . import launch, philox
 from .gemm import dot, narrow, product_dropout, tile_of_program
@@ -82,7 +83,7 @@ def dropout_linear_wgrad_kernel(
     " SymInt col_offset) -> Tensor"
 )
 def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
-    launch.floating("dropout_linear", x=x, weight=weight, bias=bias)
+    launch.linear("dropout_linear", x, weight, bias)
     (N, K), (rows, w) = weight.shape, (launch.matrix(x), launch.matrix(weight))
     M = rows.shape[0]
     stream = launch.stream("dropout_linear", key, (M, K), p, p_tensor, row_offset, col_offset, like=x)
@@ -101,6 +102,7 @@ def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
 )
 def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset):
     launch.floating("dropout_linear_dgrad", grad=grad, weight=weight)
+    _checks.shape("dropout_linear_dgrad", "grad", grad, (*grad.shape[:-1], weight.shape[0]), "(…, N)")
     g, w = launch.matrix(grad), launch.matrix(weight)
     K = w.shape[1]
     stream = launch.stream("dropout_linear_dgrad", key, (g.shape[0], K), p, p_tensor, row_offset, col_offset, like=grad)
@@ -116,6 +118,7 @@ def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset)
 )
 def dropout_linear_wgrad(grad, x, key, p, p_tensor, row_offset, col_offset):
     launch.floating("dropout_linear_wgrad", grad=grad, x=x)
+    _checks.shape("dropout_linear_wgrad", "x", x, (*grad.shape[:-1], x.shape[-1]), "(…, K)")
     g, rows = launch.matrix(grad), launch.matrix(x)
     (M, N), K = g.shape, rows.shape[1]
     stream = launch.stream("dropout_linear_wgrad", key, (M, K), p, p_tensor, row_offset, col_offset, like=grad)

@@ -45,6 +45,16 @@ def floating(op_name, **tensors):
             raise TypeError(f"{op_name}: {name} must be float32, float16 or bfloat16 in Triton, got {tensor.dtype}")
 
 
+def linear(op_name, x, weight, bias=None):
+    """x (…, K), weight (N, K), bias (N,) or None."""
+    floating(op_name, x=x, weight=weight, bias=bias)
+    if x.dim() == 0 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        inner = x.shape[-1] if x.dim() else 1
+        raise ValueError(f"{op_name}: weight must have shape (N, K={inner}), got {tuple(weight.shape)}")
+    if bias is not None:
+        _checks.shape(op_name, "bias", bias, (weight.shape[0],), "(N,)")
+
+
 def matrix(x: Tensor) -> Tensor:
     """x as (rows, last dim) with unit stride along columns; any row stride will do, 0 included.
 

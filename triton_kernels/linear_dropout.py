@@ -8,9 +8,10 @@ tensors once.
 import torch
 import triton
 import triton.language as tl
+from randfuse import _checks
 
 from . import launch, philox
-from .activations import ACTIVATIONS, act, act_derivative
+from .activations import ACTIVATIONS, act, times_derivative
 from .elementwise import tile_of_program, tiling
 from .gemm import narrow, product_dropout
 
@@ -30,7 +31,7 @@ def act_dropout_kernel(
     if other_ptr is not None:
         other = tl.load(other_ptr + row[:, None] * other_stride + col[None, :], mask=inside, other=0.0).to(tl.float32)
     if GRAD:
-        y = tl.where(keep, other * scale * act_derivative(z, ACT), 0.0)
+        y = tl.where(keep, times_derivative(other * scale, z, ACT), 0.0)
     else:
         y = tl.where(keep, act(z, ACT) * scale, 0.0)
         if other_ptr is not None:
@@ -43,12 +44,15 @@ def act_dropout_kernel(
     " float p, Tensor? p_tensor, SymInt row_offset, SymInt col_offset) -> (Tensor, Tensor)"
 )
 def linear_dropout(x, weight, bias, residual, activation, save_preact, key, p, p_tensor, row_offset, col_offset):
-    launch.floating("linear_dropout", x=x, weight=weight, bias=bias, residual=residual)
+    launch.linear("linear_dropout", x, weight, bias)
     _activation("linear_dropout", activation)
     rows, w = launch.matrix(x), launch.matrix(weight)
     N = w.shape[0]
     stream = launch.stream("linear_dropout", key, (rows.shape[0], N), p, p_tensor, row_offset, col_offset, like=x)
     y = x.new_empty((*x.shape[:-1], N))
+    if residual is not None:
+        launch.floating("linear_dropout", x=x, residual=residual)
+        _checks.shape("linear_dropout", "residual", residual, tuple(y.shape), "(…, N)")
     z = x.new_empty(y.shape if save_preact else (0,))
     if y.numel() != 0:
         bias = None if bias is None else bias.contiguous()
@@ -65,6 +69,8 @@ def linear_dropout(x, weight, bias, residual, activation, save_preact, key, p, p
 )
 def act_dropout(z, residual, activation, key, p, p_tensor, row_offset, col_offset):
     launch.floating("act_dropout", z=z, residual=residual)
+    if residual is not None:
+        _checks.shape("act_dropout", "residual", residual, tuple(z.shape), "of z")
     return _elementwise("act_dropout", z, residual, activation, False, key, p, p_tensor, row_offset, col_offset)
 
 
@@ -74,6 +80,7 @@ def act_dropout(z, residual, activation, key, p, p_tensor, row_offset, col_offse
 )
 def act_dropout_grad(grad, z, activation, key, p, p_tensor, row_offset, col_offset):
     launch.floating("act_dropout_grad", grad=grad, z=z)
+    _checks.shape("act_dropout_grad", "z", z, tuple(grad.shape), "of grad")
     return _elementwise("act_dropout_grad", z, grad, activation, True, key, p, p_tensor, row_offset, col_offset)
 
 
