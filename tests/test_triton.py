@@ -232,9 +232,10 @@ def case(device, dtype, M, K, N, key_shape, row_offset, col_offset):
 
 
 def close_to_exact(y, exact, plain, name):
-    """The house tolerance; one rounding of the exact result, half an ulp, is always allowed."""
+    """The house tolerance; always allowed are one rounding, half an ulp, and in fp32 what hardware exp and erf add."""
     assert y.is_contiguous(), f"{name}: must be contiguous"
-    assert_close_to_float64(y, exact, plain, name=name, tiny=torch.finfo(y.dtype).eps / 2)
+    ulps = 2 if y.dtype == torch.float32 else 0.5
+    assert_close_to_float64(y, exact, plain, name=name, tiny=ulps * torch.finfo(y.dtype).eps)
 
 
 def wide(*tensors):

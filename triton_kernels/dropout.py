@@ -10,7 +10,7 @@ import triton.language as tl
 from randfuse.reference import streams
 
 from . import launch, philox
-from .elementwise import tile_of_program, tiling
+from .elementwise import multiple, tile_of_program, tiling
 from .gemm import narrow
 
 
@@ -18,10 +18,11 @@ from .gemm import narrow
 def dropout_kernel(
     x_ptr, y_ptr, x_stride: tl.int64, rows: tl.int64, cols: tl.int64,
     key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample, domain,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y = x * scale where kept, else 0; the mask itself where x_ptr is None."""
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    cols, x_stride = multiple(cols, UNIT), multiple(x_stride, UNIT)
     row, col, inside, block = tile_of_program(rows, cols, shift, BLOCK_R, BLOCK_C)
     key, i = philox.stream_rows(key_ptr, row, rows, rows_per_key, row_offset)
     keep = philox.keep_tile(key, i, block_offset + block, sample, domain, threshold, BLOCK_C)  # (BLOCK_R, BLOCK_C)
@@ -59,5 +60,7 @@ def dropout_mask(key, shape, p, p_tensor, op, sample, row_offset, col_offset):
 def _run(x, x_stride, y, rows, cols, op, stream):
     if y.numel() != 0:
         grid, tile = tiling(rows, cols, stream["shift"])
-        dropout_kernel[grid](x, y, x_stride, rows, cols, **stream, domain=streams.domain_word(op, 16), **tile)
+        dropout_kernel[grid](
+            x, y, x_stride, rows, cols, **stream, domain=streams.domain_word(op, 16), UNIT=launch.unit(cols, x_stride), **tile
+        )  # fmt: skip
     return y

@@ -14,19 +14,27 @@ import triton.language as tl
 from randfuse import _checks
 
 from . import launch, philox
+from .elementwise import multiple
 from .gemm import dot, narrow, product_dropout, tile_of_program
 from .tuning import grid, m_class, tuned
 
 
-@tuned(lambda a: a["K"] % a["BLOCK_K"] == 0 and a["shift"] == 0)
+@tuned
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def dropout_linear_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, x_stride: tl.int64, w_stride: tl.int64, M: tl.int64, N: tl.int64, K: tl.int64, m_class,
     key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+    UNIT_N: tl.constexpr, UNIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """x (M, K), w (N, K), bias (N,) or None -> y (M, N)."""
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    N, K, x_stride, w_stride = (
+        multiple(N, UNIT_N),
+        multiple(K, UNIT_K),
+        multiple(x_stride, UNIT_K),
+        multiple(w_stride, UNIT_K),
+    )
     tile_m, tile_n = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -36,8 +44,7 @@ def dropout_linear_kernel(
     for start in range(0, K + shift, BLOCK_K):
         k = start - shift + tl.arange(0, BLOCK_K)
         k_inside = (k >= 0) & (k < K)
-        x_mask = row_inside if EVEN else row_inside & k_inside[None, :]
-        w_mask = col_inside if EVEN else col_inside & k_inside[:, None]
+        x_mask, w_mask = row_inside & k_inside[None, :], col_inside & k_inside[:, None]
         x = tl.load(x_ptr + rows[:, None] * x_stride + k[None, :], mask=x_mask, other=0.0)  # (BLOCK_M, BLOCK_K)
         w = tl.load(w_ptr + cols[None, :] * w_stride + k[:, None], mask=w_mask, other=0.0)  # (BLOCK_K, BLOCK_N)
         block = block_offset + start // 8
@@ -49,15 +56,22 @@ def dropout_linear_kernel(
     tl.store(y_ptr + rows[:, None] * N + cols[None, :], narrow(y, y_ptr.dtype.element_ty), mask=row_inside & col_inside)
 
 
-@tuned(lambda a: a["M"] % a["BLOCK_K"] == 0)
+@tuned
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def dropout_linear_wgrad_kernel(
     g_ptr, x_ptr, y_ptr, g_stride: tl.int64, x_stride: tl.int64, M: tl.int64, N: tl.int64, K: tl.int64, m_class,
     key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+    UNIT_N: tl.constexpr, UNIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """g (M, N), x (M, K) -> y (N, K). The result is tiled (BLOCK_M, BLOCK_N), the summed M by BLOCK_K."""
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    N, K, g_stride, x_stride = (
+        multiple(N, UNIT_N),
+        multiple(K, UNIT_K),
+        multiple(g_stride, UNIT_N),
+        multiple(x_stride, UNIT_K),
+    )
     tile_n, tile_k = tile_of_program(tl.cdiv(N, BLOCK_M), tl.cdiv(K + shift, BLOCK_N), GROUP_M)
     n = tile_n * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tile_k * BLOCK_N - shift + tl.arange(0, BLOCK_N)
@@ -67,8 +81,7 @@ def dropout_linear_wgrad_kernel(
     for start in range(0, M, BLOCK_K):
         rows = start + tl.arange(0, BLOCK_K)
         row_inside = (rows < M)[:, None]
-        g_mask = n_inside[None, :] if EVEN else n_inside[None, :] & row_inside
-        x_mask = k_inside[None, :] if EVEN else k_inside[None, :] & row_inside
+        g_mask, x_mask = n_inside[None, :] & row_inside, k_inside[None, :] & row_inside
         g = tl.load(g_ptr + rows[:, None] * g_stride + n[None, :], mask=g_mask, other=0.0)  # (BLOCK_K, BLOCK_M)
         x = tl.load(x_ptr + rows[:, None] * x_stride + k[None, :], mask=x_mask, other=0.0)  # (BLOCK_K, BLOCK_N)
         key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
@@ -91,7 +104,8 @@ def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
     if y.numel() != 0:
         bias = None if bias is None else bias.contiguous()
         dropout_linear_kernel[grid(M, N)](
-            rows, w, bias, y, rows.stride(0), w.stride(0), M, N, K, m_class(M), **stream
+            rows, w, bias, y, rows.stride(0), w.stride(0), M, N, K, m_class(M), **stream,
+            UNIT_N=launch.unit(N), UNIT_K=launch.unit(K, rows.stride(0), w.stride(0)),
         )  # fmt: skip
     return y
 
@@ -108,7 +122,7 @@ def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset)
     stream = launch.stream("dropout_linear_dgrad", key, (g.shape[0], K), p, p_tensor, row_offset, col_offset, like=grad)
     y = grad.new_empty((*grad.shape[:-1], K))
     if y.numel() != 0:
-        product_dropout(g, w, None, None, y, None, stream, philox.INPUT_DOMAIN, "none")
+        product_dropout(g, w, False, None, None, y, None, stream, philox.INPUT_DOMAIN, "none")
     return y
 
 
@@ -125,6 +139,7 @@ def dropout_linear_wgrad(grad, x, key, p, p_tensor, row_offset, col_offset):
     y = grad.new_empty((N, K))
     if y.numel() != 0:
         dropout_linear_wgrad_kernel[grid(N, K + stream["shift"])](
-            g, rows, y, g.stride(0), rows.stride(0), M, N, K, m_class(M), **stream
+            g, rows, y, g.stride(0), rows.stride(0), M, N, K, m_class(M), **stream,
+            UNIT_N=launch.unit(N, g.stride(0)), UNIT_K=launch.unit(K, rows.stride(0)),
         )  # fmt: skip
     return y

@@ -7,6 +7,12 @@ _TILE = 4096  # elements of a program: four blocks, that is four 16-byte loads o
 
 
 @triton.jit
+def multiple(size, UNIT: tl.constexpr):
+    """`size`, which is a multiple of UNIT, in a form that shows it to the compiler."""
+    return size // UNIT * UNIT
+
+
+@triton.jit
 def tile_of_program(rows, cols, shift, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """(row, column, inside, block) of this program's tile: columns start at -shift, blocks count from the matrix on."""
     tiles = tl.cdiv(cols + shift, BLOCK_C)

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from . import launch, philox
 from .activations import act
+from .elementwise import multiple
 from .tuning import grid, m_class, tuned
 
 INTERPRETED = tl.constexpr(launch.INTERPRETED)
@@ -89,17 +90,20 @@ def store_dropped(
         tl.store(y_ptr + place, narrow(y, y_ptr.dtype.element_ty), mask=inside)
 
 
-@tuned(lambda a: a["K"] % a["BLOCK_K"] == 0)
+@tuned
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def product_dropout_kernel(
-    a_ptr, b_ptr, bias_ptr, residual_ptr, y_ptr, z_ptr, a_stride: tl.int64, b_stride_k, b_stride_n, residual_stride: tl.int64,
+    a_ptr, b_ptr, bias_ptr, residual_ptr, y_ptr, z_ptr, a_stride: tl.int64, b_stride: tl.int64, residual_stride: tl.int64,
     M: tl.int64, N: tl.int64, K: tl.int64, m_class,
     key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
-    DOMAIN: tl.constexpr, ACT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+    DOMAIN: tl.constexpr, ACT: tl.constexpr, B_ROWS_N: tl.constexpr, UNIT_N: tl.constexpr, UNIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """y (M, N) = residual + D(act(z)) and, if asked for, z (M, N) = a @ b + bias; a (M, K), b (K, N) of any order."""
+    """y = residual + D(act(z)) and, if asked for, z = a @ b + bias, both (M, N); a (M, K), b (K, N), stored (N, K) if B_ROWS_N."""
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    N, K, a_stride = multiple(N, UNIT_N), multiple(K, UNIT_K), multiple(a_stride, UNIT_K)
+    b_stride = multiple(b_stride, UNIT_K if B_ROWS_N else UNIT_N)
+    residual_stride = multiple(residual_stride, UNIT_N)
     tile_m, tile_n = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(N + shift, BLOCK_N), GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N - shift + tl.arange(0, BLOCK_N)
@@ -107,10 +111,10 @@ def product_dropout_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a_mask = row_inside if EVEN else row_inside & (k < K)[None, :]
-        b_mask = col_inside if EVEN else col_inside & (k < K)[:, None]
+        a_mask, b_mask = row_inside & (k < K)[None, :], col_inside & (k < K)[:, None]
         a = tl.load(a_ptr + rows[:, None] * a_stride + k[None, :], mask=a_mask, other=0.0)
-        b = tl.load(b_ptr + k[:, None] * b_stride_k + cols[None, :] * b_stride_n, mask=b_mask, other=0.0)
+        b_place = cols[None, :] * b_stride + k[:, None] if B_ROWS_N else k[:, None] * b_stride + cols[None, :]
+        b = tl.load(b_ptr + b_place, mask=b_mask, other=0.0)
         acc = dot(a, b, acc)
     key, i = philox.stream_rows(key_ptr, rows, M, rows_per_key, row_offset)
     block = block_offset + tile_n * (BLOCK_N // 8)
@@ -120,10 +124,13 @@ def product_dropout_kernel(
     )  # fmt: skip
 
 
-def product_dropout(a, b, bias, residual, y, z, stream, domain, activation):
-    """Launch the kernel above; all but `b`, which may be a transposed view, are row-major matrices."""
-    (M, K), N = a.shape, b.shape[1]
+def product_dropout(a, b, b_rows_n, bias, residual, y, z, stream, domain, activation):
+    """Launch the kernel above on row-major matrices; b is (N, K) if b_rows_n, else (K, N)."""
+    (M, K), N = a.shape, b.shape[0 if b_rows_n else 1]
+    strides = a.stride(0), b.stride(0), 0 if residual is None else residual.stride(0)
+    unit_n, unit_k = [N, strides[2]], [K, strides[0]]
+    (unit_k if b_rows_n else unit_n).append(strides[1])
     product_dropout_kernel[grid(M, N + stream["shift"])](
-        a, b, bias, residual, y, z, a.stride(0), b.stride(0), b.stride(1), 0 if residual is None else residual.stride(0),
-        M, N, K, m_class(M), **stream, DOMAIN=domain, ACT=activation,
+        a, b, bias, residual, y, z, *strides, M, N, K, m_class(M), **stream, DOMAIN=domain, ACT=activation,
+        B_ROWS_N=b_rows_n, UNIT_N=launch.unit(*unit_n), UNIT_K=launch.unit(*unit_k),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from randfuse import _checks
 
 from . import launch, philox
 from .activations import ACTIVATIONS, act, times_derivative
-from .elementwise import tile_of_program, tiling
+from .elementwise import multiple, tile_of_program, tiling
 from .gemm import narrow, product_dropout
 
 
@@ -20,10 +20,11 @@ from .gemm import narrow, product_dropout
 def act_dropout_kernel(
     z_ptr, other_ptr, y_ptr, z_stride: tl.int64, other_stride: tl.int64, rows: tl.int64, cols: tl.int64,
     key_ptr, p_ptr, threshold, scale, rows_per_key, row_offset, block_offset, shift, sample,
-    ACT: tl.constexpr, GRAD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACT: tl.constexpr, GRAD: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y = other + D(act(z)), other a residual or None; with GRAD y = D(other) act'(z), other a gradient."""
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
+    cols, z_stride, other_stride = multiple(cols, UNIT), multiple(z_stride, UNIT), multiple(other_stride, UNIT)
     row, col, inside, block = tile_of_program(rows, cols, shift, BLOCK_R, BLOCK_C)
     key, i = philox.stream_rows(key_ptr, row, rows, rows_per_key, row_offset)
     keep = philox.keep_tile(key, i, block_offset + block, sample, philox.OUTPUT_DOMAIN, threshold, BLOCK_C)
@@ -58,7 +59,7 @@ def linear_dropout(x, weight, bias, residual, activation, save_preact, key, p, p
         bias = None if bias is None else bias.contiguous()
         residual = None if residual is None else launch.matrix(residual)
         product_dropout(
-            rows, w.T, bias, residual, y, z if save_preact else None, stream, philox.OUTPUT_DOMAIN, activation
+            rows, w, True, bias, residual, y, z if save_preact else None, stream, philox.OUTPUT_DOMAIN, activation
         )
     return y, z
 
@@ -91,10 +92,11 @@ def _elementwise(op, z, other, activation, grad, key, p, p_tensor, row_offset, c
     y = torch.empty_like(z, memory_format=torch.contiguous_format)
     if y.numel() != 0:
         o = None if other is None else launch.matrix(other)
+        o_stride = 0 if o is None else o.stride(0)
         tiles, tile = tiling(*flat.shape, stream["shift"])
         act_dropout_kernel[tiles](
-            flat, o, y, flat.stride(0), 0 if o is None else o.stride(0), *flat.shape, **stream,
-            ACT=activation, GRAD=grad, **tile,
+            flat, o, y, flat.stride(0), o_stride, *flat.shape, **stream,
+            ACT=activation, GRAD=grad, UNIT=launch.unit(flat.shape[1], flat.stride(0), o_stride), **tile,
         )  # fmt: skip
     return y
 

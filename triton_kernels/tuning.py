@@ -36,23 +36,15 @@ def _of_dtype(configs, args, **_):
     return SINGLE_CONFIGS if str(args["y_ptr"].dtype) == "torch.float32" else HALF_CONFIGS
 
 
-def tuned(even):
-    """Autotune a product over the tiles of its dtype, once for each (N, K) and power of two of M.
-
-    `even` says of a launch's arguments whether no tile along the summed dimension is partial.
-    """
-
-    def decorate(kernel):
-        kernel = triton.heuristics({"EVEN": even})(kernel)
-        if INTERPRETED:
-            return triton.autotune([INTERPRETER_CONFIG], key=[])(kernel)
-        return triton.autotune(
-            HALF_CONFIGS + SINGLE_CONFIGS,
-            key=["m_class", "N", "K", "DOMAIN", "ACT"],  # the last two where the kernel has them
-            prune_configs_by={"early_config_prune": _of_dtype},
-        )(kernel)
-
-    return decorate
+def tuned(kernel):
+    """Autotune a product over the tiles of its dtype, once for each (N, K) and power of two of M."""
+    if INTERPRETED:
+        return triton.autotune([INTERPRETER_CONFIG], key=[])(kernel)
+    return triton.autotune(
+        HALF_CONFIGS + SINGLE_CONFIGS,
+        key=["m_class", "N", "K", "DOMAIN", "ACT"],  # the last two where the kernel has them
+        prune_configs_by={"early_config_prune": _of_dtype},
+    )(kernel)
 
 
 def grid(rows, cols):
