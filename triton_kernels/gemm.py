@@ -59,10 +59,10 @@ def store_dropped(
 ):  # fmt: skip
     """Epilogue y = residual + D(act(z)), z = acc + bias, of a tile from matrix column `first_col`, block `block` on.
 
-    It goes 64 columns at a time: the words of a whole 128x256 tile beside its accumulator do not fit into registers.
+    It goes 32 columns at a time: the words of a whole 128x256 tile beside its accumulator do not fit into registers.
     """
     HALF: tl.constexpr = acc.shape[1] // 2
-    if HALF > 32:
+    if HALF > 16:
         left, right = halves(acc)
         store_dropped(
             left, bias_ptr, residual_ptr, y_ptr, z_ptr, residual_stride, tile_m, M, N, key, i, first_col, threshold, scale,
