@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import randfuse
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import randfuse
 from randfuse.bench.case import Case, Cost, Forward, Inputs, Shape, drop, positive, reference_mask, signed
 from randfuse.reference import streams
+from torch import Tensor
 
 
 class _Copy(torch.autograd.Function):

@@ -5,11 +5,9 @@ With few outputs (N up to some hundreds) the product is bound by the read of x, 
 
 from __future__ import annotations
 
+import randfuse
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import randfuse
 from randfuse.bench.case import (
     Case,
     Cost,
@@ -23,6 +21,7 @@ from randfuse.bench.case import (
     signed,
 )
 from randfuse.reference import streams
+from torch import Tensor
 
 
 class DropoutLinear(Case):

@@ -5,13 +5,12 @@ The least traffic is that of the plain product: activation and mask belong to it
 
 from __future__ import annotations
 
+import randfuse
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import randfuse
 from randfuse.bench.case import Case, Cost, Forward, Inputs, Shape, drop, linear_cost, positive, reference_mask
 from randfuse.reference import streams
+from torch import Tensor
 
 
 class LinearDropout(Case):
@@ -31,7 +30,9 @@ class LinearDropout(Case):
         m, k, n = shape
         return {
             "x": positive(m, k, dtype=dtype, device=device),
-            "weight": positive(n, k, dtype=dtype, device=device, mean=1 / k),  # pre-activations about 1: gelu bends there
+            "weight": positive(
+                n, k, dtype=dtype, device=device, mean=1 / k
+            ),  # pre-activations about 1: gelu bends there
             "bias": positive(n, dtype=dtype, device=device, mean=0.1),
             "grad": positive(m, n, dtype=dtype, device=device),
         }

@@ -22,8 +22,8 @@ Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p,
                    int64_t row_offset, int64_t col_offset) {
   check_float("dropout", "x", x);
   const Rows shape = rows_of(x);
-  const MaskStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
-                                        sample, row_offset, col_offset);
+  const KeyedStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
+                                         sample, row_offset, col_offset);
   const Rate rate = cpu_rate("dropout", p, p_tensor);
   const Tensor y = at::empty(x.sizes(), x.options());
   drop_rows_cpu(matrix_of(x), y.view({shape.rows, shape.cols}), stream, rate);
@@ -39,8 +39,8 @@ Tensor dropout_mask_cpu(const Tensor& key, at::IntArrayRef shape, double p,
                         const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
                         int64_t row_offset, int64_t col_offset) {
   check_mask_shape(shape);
-  const MaskStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
-                                        sample, row_offset, col_offset);
+  const KeyedStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
+                                         sample, row_offset, col_offset);
   const Rate rate = cpu_rate("dropout_mask", p, p_tensor);
   const Tensor mask = at::empty(shape, key.options().dtype(at::kBool));
   const cpu::DropoutMaskArgs args{mask.mutable_data_ptr<bool>(), shape[1], stream, rate};
@@ -95,8 +95,8 @@ Tensor dropout_cuda(const Tensor& x, const Tensor& key, double p,
                     int64_t row_offset, int64_t col_offset) {
   check_float("dropout", "x", x);
   const Rows shape = rows_of(x);
-  const MaskStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
-                                        sample, row_offset, col_offset);
+  const KeyedStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
+                                         sample, row_offset, col_offset);
   const CudaScope scope(x);
   const CudaRate rate("dropout", p, p_tensor, x.device());
   const Tensor y = at::empty(x.sizes(), x.options());
@@ -108,8 +108,8 @@ Tensor dropout_mask_cuda(const Tensor& key, at::IntArrayRef shape, double p,
                          const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
                          int64_t row_offset, int64_t col_offset) {
   check_mask_shape(shape);
-  const MaskStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
-                                        sample, row_offset, col_offset);
+  const KeyedStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
+                                         sample, row_offset, col_offset);
   const CudaScope scope(key);
   const CudaRate rate("dropout_mask", p, p_tensor, key.device());
   const Tensor mask = at::empty(shape, key.options().dtype(at::kBool));

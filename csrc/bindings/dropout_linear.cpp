@@ -138,7 +138,7 @@ Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalT
   constexpr const char* op = "dropout_linear";
   check_linear(op, x, weight, bias);
   const Rows shape = rows_of(x);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = matrix_of(x);
@@ -153,7 +153,7 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
   constexpr const char* op = "dropout_linear_dgrad";
   check_dgrad(op, grad, weight);
   const Rows shape = rows_of(grad);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, grad.device(), shape.rows, weight.size(1), 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = grad.reshape({shape.rows, shape.cols});
@@ -172,7 +172,7 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double 
   constexpr const char* op = "dropout_linear_wgrad";
   check_wgrad(op, grad, x);
   const Rows shape = rows_of(x), outer = rows_of(grad);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor g = grad.reshape({outer.rows, outer.cols}), matrix = matrix_of(x);
@@ -209,8 +209,8 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
 namespace {
 
 // The kernels for narrow weights take what their tiles and tensor cores take. Every such shape goes
-// to them: by the byte counts at the top of dropout_linear.cuh they move 2MK bytes where the dropped
-// copy costs 4MK more. A measured crossover replaces this rule once it has run on a GPU.
+// to them: by the byte counts at the top of dropout_linear.cuh they move 2MK bytes where the
+// dropped copy costs 4MK more. A measured crossover replaces this rule once it has run on a GPU.
 bool narrow_cuda(const Tensor& x, int64_t m, int64_t n, int64_t k) {
   return m > 0 && 0 < n && n <= cuda::kMaxN && k > 0 && x.scalar_type() != at::kFloat;
 }
@@ -220,9 +220,9 @@ Tensor narrow_product(cuda::Product product, int64_t m, int64_t n, int64_t k, co
                       const Tensor& weight, const Tensor& grad, const OptionalTensor& bias,
                       const MaskStream& stream, const cuda::RateSource& rate) {
   const Tensor& like = x.defined() ? x : grad;
-  const Tensor y = at::empty({product == cuda::Product::kWgrad ? n : m,
-                              product == cuda::Product::kForward ? n : k},
-                             like.options());
+  const Tensor y = at::empty(
+      {product == cuda::Product::kWgrad ? n : m, product == cuda::Product::kForward ? n : k},
+      like.options());
   const Tensor b = bias.has_value() ? bias->contiguous() : Tensor();
   int64_t floats = 0;
   C10_CUDA_CHECK(cuda::dropout_linear_workspace(product, m, n, k, stream.col_offset, &floats));
@@ -237,8 +237,7 @@ Tensor narrow_product(cuda::Product product, int64_t m, int64_t n, int64_t k, co
       if (grad.defined()) a.grad = in<T>(grad), a.grad_stride = row_stride(grad);
       if (b.defined()) a.bias = in<T>(b);
       a.stream = stream, a.rate = rate;
-      C10_CUDA_CHECK(
-          cuda::launch_dropout_linear(product, a, c10::cuda::getCurrentCUDAStream()));
+      C10_CUDA_CHECK(cuda::launch_dropout_linear(product, a, c10::cuda::getCurrentCUDAStream()));
     }
   });
   return y;
@@ -257,16 +256,15 @@ Tensor dropout_linear_cuda(const Tensor& x, const Tensor& weight, const Optional
   check_linear(op, x, weight, bias);
   const Rows shape = rows_of(x);
   const int64_t n = weight.size(0);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const CudaScope scope(x);
   const CudaRate rate(op, p, p_tensor, x.device());
   const Tensor matrix = matrix_of(x);
-  const Tensor y =
-      narrow_cuda(x, shape.rows, n, shape.cols)
-          ? narrow_product(cuda::Product::kForward, shape.rows, n, shape.cols, matrix,
-                           matrix_of(weight), Tensor(), bias, stream, rate)
-          : at::linear(dropped_cuda(matrix, stream, rate), weight, bias);
+  const Tensor y = narrow_cuda(x, shape.rows, n, shape.cols)
+                       ? narrow_product(cuda::Product::kForward, shape.rows, n, shape.cols, matrix,
+                                        matrix_of(weight), Tensor(), bias, stream, rate)
+                       : at::linear(dropped_cuda(matrix, stream, rate), weight, bias);
   return y.view(with_last(x, n));
 }
 
@@ -276,7 +274,7 @@ Tensor dgrad_cuda(const Tensor& grad, const Tensor& weight, const Tensor& key, d
   check_dgrad(op, grad, weight);
   const Rows shape = rows_of(grad);
   const int64_t k = weight.size(1);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, grad.device(), shape.rows, k, 1, 0, row_offset, col_offset);
   const CudaScope scope(grad);
   const CudaRate rate(op, p, p_tensor, grad.device());
@@ -296,7 +294,7 @@ Tensor wgrad_cuda(const Tensor& grad, const Tensor& x, const Tensor& key, double
   constexpr const char* op = "dropout_linear_wgrad";
   check_wgrad(op, grad, x);
   const Rows shape = rows_of(x), outer = rows_of(grad);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const CudaScope scope(x);
   const CudaRate rate(op, p, p_tensor, x.device());

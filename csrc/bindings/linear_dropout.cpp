@@ -84,8 +84,8 @@ Tensor act_dropout_cpu(const Tensor& z, const OptionalTensor& residual, c10::str
   check_activation(op, activation);
   check_residual(op, residual, z, z.sizes());
   const Rows shape = rows_of(z);
-  const MaskStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols, kOutputDropout,
-                                        0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor y = at::empty(z.sizes(), z.options());
   epilogue(z.contiguous(), residual, activation, y, stream, rate);
@@ -98,8 +98,8 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
   constexpr const char* op = "act_dropout_grad";
   check_grad(op, grad, z, activation);
   const Rows shape = rows_of(grad);
-  const MaskStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
-                                        kOutputDropout, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor g = grad.contiguous(), pre = z.contiguous(),
                dz = at::empty(grad.sizes(), grad.options());
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> linear_dropout_cpu(const Tensor& x, const Tensor& wei
   shape.back() = weight.size(0);
   check_residual(op, residual, x, shape);
   const int64_t rows = rows_of(x).rows, cols = weight.size(0);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), rows, cols, kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor z = at::linear(x, weight, bias).contiguous();
@@ -203,8 +203,8 @@ Tensor act_dropout_cuda(const Tensor& z, const OptionalTensor& residual,
   check_activation(op, activation);
   check_residual(op, residual, z, z.sizes());
   const Rows shape = rows_of(z);
-  const MaskStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols, kOutputDropout,
-                                        0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
   const CudaScope scope(z);
   const CudaRate rate(op, p, p_tensor, z.device());
   const Tensor y = at::empty(z.sizes(), z.options());
@@ -218,8 +218,8 @@ Tensor act_dropout_grad_cuda(const Tensor& grad, const Tensor& z, c10::string_vi
   constexpr const char* op = "act_dropout_grad";
   check_grad(op, grad, z, activation);
   const Rows shape = rows_of(grad);
-  const MaskStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
-                                        kOutputDropout, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
   const CudaScope scope(grad);
   const CudaRate rate(op, p, p_tensor, grad.device());
   const Tensor dz = at::empty(grad.sizes(), grad.options());
@@ -227,19 +227,21 @@ Tensor act_dropout_grad_cuda(const Tensor& grad, const Tensor& z, c10::string_vi
   return dz;
 }
 
-std::tuple<Tensor, Tensor> linear_dropout_cuda(
-    const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& residual, c10::string_view activation, bool save_preact,
-    const Tensor& key, double p, const OptionalTensor& p_tensor, int64_t row_offset,
-    int64_t col_offset) {
+std::tuple<Tensor, Tensor> linear_dropout_cuda(const Tensor& x, const Tensor& weight,
+                                               const OptionalTensor& bias,
+                                               const OptionalTensor& residual,
+                                               c10::string_view activation, bool save_preact,
+                                               const Tensor& key, double p,
+                                               const OptionalTensor& p_tensor, int64_t row_offset,
+                                               int64_t col_offset) {
   constexpr const char* op = "linear_dropout";
   check_linear(op, x, weight, bias);
   check_activation(op, activation);
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(0);
   check_residual(op, residual, x, shape);
-  const MaskStream stream = mask_stream(op, key, x.device(), rows_of(x).rows, weight.size(0),
-                                        kOutputDropout, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, x.device(), rows_of(x).rows, weight.size(0),
+                                         kOutputDropout, 0, row_offset, col_offset);
   const CudaScope scope(x);
   const CudaRate rate(op, p, p_tensor, x.device());
   const Tensor z = at::linear(x, weight, bias).contiguous();

@@ -82,8 +82,8 @@ std::vector<uint32_t> cuda_known_answers(uint32_t question, uint32_t rounds,
   void* device = nullptr;
   cudaError_t status = cudaMalloc(&device, bytes);
   if (status == cudaSuccess) {
-    status = randfuse::cuda::launch_known_answers(args, count, static_cast<uint32_t*>(device),
-                                                  nullptr);
+    status =
+        randfuse::cuda::launch_known_answers(args, count, static_cast<uint32_t*>(device), nullptr);
   }
   if (status == cudaSuccess) {
     status = cudaMemcpy(answers.data(), device, bytes, cudaMemcpyDeviceToHost);

@@ -13,15 +13,16 @@ namespace check {
 inline int failures = 0;
 
 // CHECK(condition, "what, with " << values)
-#define CHECK(condition, message)                                                               \
-  do {                                                                                          \
-    if (!(condition)) {                                                                         \
-      std::ostringstream check_text;\
-      check_text << message;\
-      if (++check::failures <= 20) {                                                            \
-        std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, check_text.str().c_str()); \
-      }                                                                                         \
-    }                                                                                           \
+#define CHECK(condition, message)                                               \
+  do {                                                                          \
+    if (!(condition)) {                                                         \
+      std::ostringstream check_text;                                            \
+      check_text << message;                                                    \
+      if (++check::failures <= 20) {                                            \
+        std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, \
+                     check_text.str().c_str());                                 \
+      }                                                                         \
+    }                                                                           \
   } while (false)
 
 // Runs under three schedules; the results must be the same bytes. A missing barrier shows here.

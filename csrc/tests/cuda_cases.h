@@ -20,15 +20,20 @@ struct StreamCase {
 };
 
 inline const std::vector<StreamCase> kStreamCases = {
-    {1, 0, 0, 0.3, false},   {1, 5, 16, 0.5, true},  {1, 0, 3, 0.9, false},
-    {2, 7, 0, 0.1, true},    {2, 1, 13, 0.3, false}, {1, (int64_t{1} << 32) - 4096, int64_t{1} << 34, 0.25, false},
-    {1, 0, 0, 0.0, false},   {1, 0, 8, 1.0, true},
+    {1, 0, 0, 0.3, false},
+    {1, 5, 16, 0.5, true},
+    {1, 0, 3, 0.9, false},
+    {2, 7, 0, 0.1, true},
+    {2, 1, 13, 0.3, false},
+    {1, (int64_t{1} << 32) - 4096, int64_t{1} << 34, 0.25, false},
+    {1, 0, 0, 0.0, false},
+    {1, 0, 8, 1.0, true},
     {1, 0, 0, std::numeric_limits<double>::quiet_NaN(), true},
 };
 
 inline std::ostream& operator<<(std::ostream& out, const StreamCase& c) {
-  return out << "G=" << c.keys << " offsets=(" << c.row_offset << "," << c.col_offset << ") p=" << c.p
-             << (c.device_p ? " on the device" : "");
+  return out << "G=" << c.keys << " offsets=(" << c.row_offset << "," << c.col_offset
+             << ") p=" << c.p << (c.device_p ? " on the device" : "");
 }
 
 // Owns what the device pointers of a case point to.
@@ -36,17 +41,18 @@ class Stream {
  public:
   Stream(const StreamCase& c, int64_t rows, Op op, uint32_t sample = 0) : p_(1, c.p) {
     for (int64_t g = 0; g < c.keys; ++g) keys_.push_back(0x1234567890ABCDEF + g * 0x1000000001);
-    mask = {keys_.data(), std::max<int64_t>(rows / c.keys, 1), c.row_offset, c.col_offset, sample,
-            mask_domain(static_cast<uint32_t>(op))};
-    rate = c.device_p ? cuda::RateSource{{0, -1.0}, p_.data()} : cuda::RateSource{drop_rate(c.p), nullptr};
+    mask = {keys_.data(), std::max<int64_t>(rows / c.keys, 1),   c.row_offset, c.col_offset,
+            sample,       mask_domain(static_cast<uint32_t>(op))};
+    rate = c.device_p ? cuda::RateSource{{0, -1.0}, p_.data()}
+                      : cuda::RateSource{drop_rate(c.p), nullptr};
   }
   // The decision of one element, from the definition.
   bool keep(int64_t row, int64_t col) const {
     const uint64_t key = static_cast<uint64_t>(keys_[row / mask.rows_per_key]);
     const int64_t c = mask.col_offset + col;
-    const Words b = block<kMaskRounds>(
-        key, static_cast<uint32_t>(mask.row_offset + row % mask.rows_per_key),
-        static_cast<uint32_t>(c / 8), mask.sample, mask.domain);
+    const Words b =
+        block<kMaskRounds>(key, static_cast<uint32_t>(mask.row_offset + row % mask.rows_per_key),
+                           static_cast<uint32_t>(c / 8), mask.sample, mask.domain);
     return lane16(b, static_cast<uint32_t>(c % 8)) >= drop_rate(p_[0]).threshold;
   }
   double scale() const { return drop_rate(p_[0]).scale; }

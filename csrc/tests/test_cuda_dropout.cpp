@@ -7,7 +7,8 @@ namespace randfuse::test {
 namespace {
 
 template <class T>
-void test_dropout(const char* dtype, int64_t rows, int64_t cols, int64_t stride, const StreamCase& c) {
+void test_dropout(const char* dtype, int64_t rows, int64_t cols, int64_t stride,
+                  const StreamCase& c) {
   std::ostringstream what;
   what << "dropout " << dtype << " (" << rows << "," << cols << ") stride " << stride << " " << c;
   const Stream stream(c, rows, Op::kDropout, 3);
@@ -19,7 +20,8 @@ void test_dropout(const char* dtype, int64_t rows, int64_t cols, int64_t stride,
   }
   const auto y = check::reproducible(what.str(), [&] {
     std::vector<T> out(rows * cols, poison<T>());
-    const cuda::DropoutArgs<T> args{x.data.data(), out.data(), rows, cols, stride, stream.mask, stream.rate};
+    const cuda::DropoutArgs<T> args{x.data.data(), out.data(),  rows,       cols,
+                                    stride,        stream.mask, stream.rate};
     CHECK(cuda::launch_dropout(args, nullptr) == cudaSuccess, what.str());
     return out;
   });
@@ -39,12 +41,14 @@ void test_mask(int64_t rows, int64_t cols, const StreamCase& c) {
   const Stream stream(c, rows, Op::kDropout);
   const auto mask = check::reproducible(what.str(), [&] {
     std::vector<unsigned char> out(rows * cols, 0x55);
-    const cuda::DropoutMaskArgs args{reinterpret_cast<bool*>(out.data()), rows, cols, stream.mask, stream.rate};
+    const cuda::DropoutMaskArgs args{reinterpret_cast<bool*>(out.data()), rows, cols, stream.mask,
+                                     stream.rate};
     CHECK(cuda::launch_dropout_mask(args, nullptr) == cudaSuccess, what.str());
     return out;
   });
   for (int64_t i = 0; i < rows * cols; ++i) {
-    CHECK(mask[i] == stream.keep(i / cols, i % cols), what.str() << " at " << i << ", got " << int{mask[i]});
+    CHECK(mask[i] == stream.keep(i / cols, i % cols),
+          what.str() << " at " << i << ", got " << int{mask[i]});
   }
 }
 
@@ -52,8 +56,12 @@ void test_in_place() {
   const Stream stream(kStreamCases[0], 6, Op::kDropout);
   const Matrix<half_t> x(6, 40, 40, 2);
   std::vector<half_t> apart(240), in_place = x.data;
-  launch_dropout(cuda::DropoutArgs<half_t>{x.data.data(), apart.data(), 6, 40, 40, stream.mask, stream.rate}, nullptr);
-  launch_dropout(cuda::DropoutArgs<half_t>{in_place.data(), in_place.data(), 6, 40, 40, stream.mask, stream.rate}, nullptr);
+  launch_dropout(
+      cuda::DropoutArgs<half_t>{x.data.data(), apart.data(), 6, 40, 40, stream.mask, stream.rate},
+      nullptr);
+  launch_dropout(cuda::DropoutArgs<half_t>{in_place.data(), in_place.data(), 6, 40, 40, stream.mask,
+                                           stream.rate},
+                 nullptr);
   CHECK(std::memcmp(apart.data(), in_place.data(), 480) == 0, "dropout in place");
 }
 

@@ -17,8 +17,8 @@ template <class T>
 void run(const char* dtype, Product product, const Shape& s, const StreamCase& c, bool with_bias) {
   std::ostringstream what;
   const char* names[] = {"forward", "dgrad", "wgrad"};
-  what << names[static_cast<int>(product)] << " " << dtype << " M=" << s.m << " N=" << s.n << " K=" << s.k
-       << " pad=" << s.pad << " " << c << (with_bias ? " with bias" : "");
+  what << names[static_cast<int>(product)] << " " << dtype << " M=" << s.m << " N=" << s.n
+       << " K=" << s.k << " pad=" << s.pad << " " << c << (with_bias ? " with bias" : "");
   const Stream stream(c, s.m, Op::kDropout);
   Matrix<T> x(s.m, s.k, s.k + s.pad, 1), w(s.n, s.k, s.k + s.pad, 2), g(s.m, s.n, s.n + s.pad, 3);
   const Matrix<T> bias(1, s.n, s.n, 4);
@@ -27,9 +27,12 @@ void run(const char* dtype, Product product, const Shape& s, const StreamCase& c
       if (!stream.keep(r, k) && (r * 7 + k) % 5 == 0) x.data[r * x.stride + k] = poison<T>();
     }
   }
-  const int64_t rows = product == Product::kWgrad ? s.n : s.m, cols = product == Product::kForward ? s.n : s.k;
+  const int64_t rows = product == Product::kWgrad ? s.n : s.m,
+                cols = product == Product::kForward ? s.n : s.k;
   int64_t floats = 0;
-  CHECK(cuda::dropout_linear_workspace(product, s.m, s.n, s.k, c.col_offset, &floats) == cudaSuccess, what.str());
+  CHECK(
+      cuda::dropout_linear_workspace(product, s.m, s.n, s.k, c.col_offset, &floats) == cudaSuccess,
+      what.str());
   const auto out = check::reproducible(what.str(), [&] {
     std::vector<T> y(rows * cols, poison<T>());
     std::vector<float> workspace(floats, std::numeric_limits<float>::quiet_NaN());
@@ -44,7 +47,8 @@ void run(const char* dtype, Product product, const Shape& s, const StreamCase& c
   });
   // dropped(r, k): the masked operand, where keep is drawn once for all
   std::vector<double> kept(s.m * s.k);
-  for (int64_t i = 0; i < s.m * s.k; ++i) kept[i] = stream.keep(i / s.k, i % s.k) ? stream.scale() : 0.0;
+  for (int64_t i = 0; i < s.m * s.k; ++i)
+    kept[i] = stream.keep(i / s.k, i % s.k) ? stream.scale() : 0.0;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t col = 0; col < cols; ++col) {
       double sum = 0.0, size = 0.0;  // of the terms, for the rounding of the fp32 sum
@@ -60,8 +64,8 @@ void run(const char* dtype, Product product, const Shape& s, const StreamCase& c
         for (int64_t m = 0; m < s.m; ++m) term(g.at(m, r), x.at(m, col), kept[m * s.k + col]);
       }
       const float got = to_float(out[r * cols + col]);
-      CHECK(near<T>(got, sum, 2e-6 * size), what.str() << " at (" << r << "," << col << "): got " << got
-                                                       << ", expected " << sum);
+      CHECK(near<T>(got, sum, 2e-6 * size),
+            what.str() << " at (" << r << "," << col << "): got " << got << ", expected " << sum);
     }
   }
 }
@@ -89,7 +93,8 @@ int main() {
   for (const StreamCase& c : kStreamCases) run_all<bfloat16_t>("bfloat16", {6, 5, 24, 0}, c, true);
   run_all<half_t>("half", {1, 1, 1, 0}, kStreamCases[0], true);
   // Long enough to be split: K in the forward product, M in wgrad.
-  run<bfloat16_t>("bfloat16", randfuse::cuda::Product::kForward, {20, 12, 1100, 0}, kStreamCases[2], true);
+  run<bfloat16_t>("bfloat16", randfuse::cuda::Product::kForward, {20, 12, 1100, 0}, kStreamCases[2],
+                  true);
   run<half_t>("half", randfuse::cuda::Product::kForward, {4, 70, 1200, 0}, kStreamCases[3], true);
   run<half_t>("half", randfuse::cuda::Product::kWgrad, {1040, 8, 40, 0}, kStreamCases[3], false);
   return check::report("test_cuda_dropout_linear");

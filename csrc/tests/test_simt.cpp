@@ -35,7 +35,8 @@ std::vector<std::vector<int>> neighbours() {
 
 void test_missing_barrier() {
   const auto with = neighbours<true>(), without = neighbours<false>();
-  for (int t = 0; t < 64; ++t) CHECK(with[0][t] == (t + 33) % 64, "thread " << t << " got " << with[0][t]);
+  for (int t = 0; t < 64; ++t)
+    CHECK(with[0][t] == (t + 33) % 64, "thread " << t << " got " << with[0][t]);
   CHECK(with[0] == with[1] && with[1] == with[2], "a barrier must make the order irrelevant");
   CHECK(without[0] != without[1] || without[1] != without[2], "a missing barrier must show");
 }
@@ -62,7 +63,8 @@ void test_divergent_barrier(void (*kernel)(), const std::string& expected) {
   } catch (const std::runtime_error& error) {
     message = error.what();
   }
-  CHECK(message.find(expected) != std::string::npos, "expected '" << expected << "', got '" << message << "'");
+  CHECK(message.find(expected) != std::string::npos,
+        "expected '" << expected << "', got '" << message << "'");
 }
 
 __global__ void overrun_kernel(int index) {
@@ -88,7 +90,8 @@ void test_out_of_bounds() {
   close(channel[0]);
   int status = 0;
   waitpid(child, &status, 0);
-  CHECK(status != 0 && text.find("heap-buffer-overflow") != std::string::npos, "AddressSanitizer said: " << text);
+  CHECK(status != 0 && text.find("heap-buffer-overflow") != std::string::npos,
+        "AddressSanitizer said: " << text);
 }
 
 __global__ void copy_kernel(const float* in, float* out, bool wait) {
@@ -106,7 +109,8 @@ void test_async_copy() {
   std::vector<float> in(128, 1.0f), waited(32), unwaited(32);
   launch(copy_kernel, 1, 32, 512, nullptr, in.data(), waited.data(), true);
   launch(copy_kernel, 1, 32, 512, nullptr, in.data(), unwaited.data(), false);
-  CHECK(waited[0] == 0.0f && waited[31] == 0.0f, "the last group wins, and zeros where out of range");
+  CHECK(waited[0] == 0.0f && waited[31] == 0.0f,
+        "the last group wins, and zeros where out of range");
   CHECK(std::isnan(unwaited[0]), "a copy that nobody waits for must not be readable");
 }
 
@@ -124,7 +128,8 @@ void test_collectives() {
   int count = 0;
   launch(collectives_kernel, 2, 32, 0, nullptr, out.data(), &count);
   for (int t = 0; t < 32; ++t) {
-    CHECK(out[t] == 496005 && out[32 + t] == 0x49249249u, "thread " << t << ": " << out[t] << " " << out[32 + t]);
+    CHECK(out[t] == 496005 && out[32 + t] == 0x49249249u,
+          "thread " << t << ": " << out[t] << " " << out[32 + t]);
   }
   CHECK(count == 64, "atomicAdd counted " << count);
 }
@@ -160,8 +165,10 @@ void test_mma() {
   launch(mma_kernel<T>, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
   for (int i = 0; i < 128; ++i) {
     float expected = 1;
-    for (int k = 0; k < 16; ++k) expected += to_float(a[i / 8 * 16 + k]) * to_float(b[k * 8 + i % 8]);
-    CHECK(c[i] == expected, "mma at (" << i / 8 << "," << i % 8 << "): " << c[i] << " != " << expected);
+    for (int k = 0; k < 16; ++k)
+      expected += to_float(a[i / 8 * 16 + k]) * to_float(b[k * 8 + i % 8]);
+    CHECK(c[i] == expected,
+          "mma at (" << i / 8 << "," << i % 8 << "): " << c[i] << " != " << expected);
   }
 }
 

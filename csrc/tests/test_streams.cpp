@@ -19,7 +19,8 @@ Words on_host(const KnownAnswerArgs& a, uint64_t column) {
       return block<kRounds>(a.key, a.c[1], a.c[0], a.c[2], a.c[3]);
     case Question::kLane: {
       const uint64_t per_block = 128u >> a.log2_width;
-      const Words b = block<kRounds>(a.key, a.c[1], static_cast<uint32_t>(column / per_block), a.c[2], a.c[3]);
+      const Words b =
+          block<kRounds>(a.key, a.c[1], static_cast<uint32_t>(column / per_block), a.c[2], a.c[3]);
       const uint32_t value = lane(b, column, a.log2_width);
       if (a.log2_width == 4) {
         const uint32_t pair = keep_pair(b.r[column % 8 / 2], value);  // a lane is not below itself
@@ -37,14 +38,22 @@ Words on_host(const KnownAnswerArgs& a, uint64_t column) {
 
 void test_rates() {
   const double nan = std::nan("");
-  for (const auto& [p, threshold] : {std::pair{0.0, 0u}, {1.0, 65536u}, {-1.0, 0u}, {2.0, 65536u},
-                                     {nan, 0u}, {0.5, 32768u}, {0.1, 6554u}, {0.5 / 65536, 0u},
+  for (const auto& [p, threshold] : {std::pair{0.0, 0u},
+                                     {1.0, 65536u},
+                                     {-1.0, 0u},
+                                     {2.0, 65536u},
+                                     {nan, 0u},
+                                     {0.5, 32768u},
+                                     {0.1, 6554u},
+                                     {0.5 / 65536, 0u},
                                      {1.5 / 65536, 2u}}) {
     const Rate rate = drop_rate(p);
     const double scale = threshold == 65536 ? 0.0 : 65536.0 / (65536.0 - threshold);
-    CHECK(rate.threshold == threshold && rate.scale == scale, "p=" << p << " gives " << rate.threshold);
+    CHECK(rate.threshold == threshold && rate.scale == scale,
+          "p=" << p << " gives " << rate.threshold);
   }
-  CHECK(keep_pair(0xFFFF0000u, 65536) == 0 && keep_pair(0, 0) == ~0u, "keep_pair at p = 1 and p = 0");
+  CHECK(keep_pair(0xFFFF0000u, 65536) == 0 && keep_pair(0, 0) == ~0u,
+        "keep_pair at p = 1 and p = 0");
 }
 
 }  // namespace
@@ -65,7 +74,8 @@ int main() {
   check_known_answers(RANDFUSE_KAT_FILE, [](const KnownAnswerArgs& a, int64_t count) {
     return check::reproducible("known answers", [&] {
       std::vector<uint32_t> words(4 * count);
-      CHECK(cuda::launch_known_answers(a, count, words.data(), nullptr) == cudaSuccess, "known answers");
+      CHECK(cuda::launch_known_answers(a, count, words.data(), nullptr) == cudaSuccess,
+            "known answers");
       return words;
     });
   });

@@ -59,7 +59,9 @@ def _matplotlib() -> Any:
 def picture(op: str, groups: list[list[Row]]) -> bytes:
     """PNG: for each case a bar a variant, its time as a multiple of the floor's, the nearer to the line the better."""
     plt = _matplotlib()
-    names = list(dict.fromkeys(row.variant for rows in groups for row in rows if row.summary and row.variant != "floor"))
+    names = list(
+        dict.fromkeys(row.variant for rows in groups for row in rows if row.summary and row.variant != "floor")
+    )
     colours = dict(zip(names, COLOURS, strict=False))
     height = 0.8 / len(names)
     figure, axes = plt.subplots(figsize=(9, 1.4 + len(groups) * (0.22 * len(names) + 0.18)), layout="constrained")
@@ -124,7 +126,9 @@ def page(results: Results, pictures: dict[str, bytes]) -> str:
         parts.append(_table(groups))
     parts.append("<h2>Environment</h2><dl>")
     parts += [f"<dt>{escape(k)}</dt><dd><code>{escape(str(v))}</code></dd>" for k, v in environment.items()]
-    parts += [f"<dt>roofline, {escape(k)}</dt><dd><code>{escape(_rates(v))}</code></dd>" for k, v in results.roofline.items()]
+    parts += [
+        f"<dt>roofline, {escape(k)}</dt><dd><code>{escape(_rates(v))}</code></dd>" for k, v in results.roofline.items()
+    ]
     return "\n".join(parts) + "</dl></html>\n"
 
 
