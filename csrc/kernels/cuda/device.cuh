@@ -2,8 +2,11 @@
 // #ifdef: nvcc maps it to intrinsics and inline PTX (sm_80 and later), the C++ compiler to the SIMT
 // executor of csrc/tests/simt, which runs the same text without a GPU.
 //
-//   RF_SHARED(T, name, offset, count)     array in the launch's dynamic shared memory, offset in bytes
-//   cp_async_16(shared, global, ok)       16 bytes, zeros unless ok; then cp_async_commit/_wait<n>
+//   RF_SHARED(T, name, offset, count)     array in dynamic shared memory, offset in bytes
+//   cp_async_16(shared, global, ok)       16 bytes, zeros unless ok
+//   cp_async_commit(), cp_async_wait<n>   close a group; wait until at most n groups are pending
+//   store_words(to, words)                one 16-byte store to global memory
+//   load_constant(p)                      of memory that nothing writes meanwhile
 //   unpack2<T>, pack2<T>                  two 16-bit floats in a word, the lower column low
 //   mma_m16n8k16<T>(c, a, b0, b1)         c (16,8) fp32 += a (16,16) b (16,8) across a warp
 //   launch(kernel, blocks, threads, ...)  with the status of the launch
@@ -16,9 +19,9 @@
 #include <cuda_runtime.h>
 
 #define RF_DEVICE __device__ __forceinline__
-#define RF_SHARED(T, name, offset, count)                     \
-  extern __shared__ __align__(16) unsigned char rf_shared[];  \
-  static_assert((offset) % alignof(T) == 0, "misaligned");    \
+#define RF_SHARED(T, name, offset, count)                    \
+  extern __shared__ __align__(16) unsigned char rf_shared[]; \
+  static_assert((offset) % alignof(T) == 0, "misaligned");   \
   T* const name = reinterpret_cast<T*>(rf_shared + (offset))
 
 namespace randfuse::cuda {
@@ -30,12 +33,22 @@ RF_DEVICE void cp_async_16(void* shared, const void* global, bool in_range) {
                "r"(in_range ? 16 : 0)
                : "memory");
 }
-RF_DEVICE void cp_async_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
+RF_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 RF_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// In PTX, for the compiler makes four 4-byte stores of an assignment. For global memory.
+RF_DEVICE void store_words(void* to, const Words& v) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(v.r[0]), "r"(v.r[1]), "r"(v.r[2]), "r"(v.r[3])
+               : "memory");
+}
+
+// Of memory that nothing writes while the kernel runs: may be moved across stores.
+RF_DEVICE int64_t load_constant(const int64_t* p) {
+  return __ldg(reinterpret_cast<const long long*>(p));
 }
 
 template <class T>
@@ -67,10 +80,10 @@ RF_DEVICE uint32_t pack2<half_t>(float low, float high) {
   return word;
 }
 
-#define RF_MMA(TYPE)                                                                      \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                              \
-      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                        \
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                    \
+#define RF_MMA(TYPE)                                               \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE       \
+      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])             \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 template <class T>
 RF_DEVICE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
@@ -97,10 +110,9 @@ template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, size_t shared_bytes,
                    cudaStream_t stream, const Args&... args) {
   if (shared_bytes > 48 << 10) {  // more than this must be asked for
-    const cudaError_t status =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
+    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args...);
@@ -128,7 +140,7 @@ struct StreamRow {
 // With one key there is nothing to divide, the common case.
 RF_DEVICE StreamRow stream_row(const MaskStream& s, int64_t row) {
   const int64_t group = row < s.rows_per_key ? 0 : row / s.rows_per_key;
-  return {static_cast<uint64_t>(s.keys[group]),
+  return {static_cast<uint64_t>(load_constant(s.keys + group)),
           static_cast<uint32_t>(s.row_offset + row - group * s.rows_per_key)};
 }
 
@@ -202,7 +214,13 @@ RF_DEVICE Pack8<T> load8(const T* row, int64_t c, int64_t cols) {
 
 template <class T, bool kAligned>
 RF_DEVICE void store8(T* row, int64_t c, int64_t cols, const Pack8<T>& pack) {
-  if constexpr (kAligned) {
+  if constexpr (kAligned && sizeof pack >= sizeof(Words)) {
+    for (size_t i = 0; i < sizeof pack; i += sizeof(Words)) {
+      Words words;
+      memcpy(&words, pack.w + i / 4, sizeof words);
+      store_words(row + c + i / sizeof(T), words);
+    }
+  } else if constexpr (kAligned) {
     *reinterpret_cast<Pack8<T>*>(row + c) = pack;
   } else {
     T v[8];
@@ -221,8 +239,6 @@ bool aligned(const T* data, int64_t cols, int64_t stride, int64_t shift = 0) {
          stride % 8 == 0 && shift == 0;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace randfuse::cuda

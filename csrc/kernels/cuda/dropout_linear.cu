@@ -56,7 +56,8 @@ Plan make_plan(Product product, int64_t m, int64_t n, int64_t k, int64_t col_off
 int64_t workspace_floats(Product product, const Plan& plan, int64_t m, int64_t n) {
   if (product == Product::kForward) return plan.splits > 1 ? plan.splits * m * n : 0;
   if (product == Product::kDgrad) return 0;
-  const int64_t cols = with_tile(n, [](auto width) { return Wgrad<decltype(width)::value>::kCols; });
+  const int64_t cols =
+      with_tile(n, [](auto width) { return Wgrad<decltype(width)::value>::kCols; });
   return plan.splits * n * plan.tiles * cols;
 }
 
@@ -69,8 +70,8 @@ cudaError_t sum_splits(const DropoutLinearArgs<T>& a, int64_t splits, int64_t ro
 
 template <class T, int kN>
 cudaError_t forward(const DropoutLinearArgs<T>& a, const Plan& plan, cudaStream_t stream) {
-  const cudaError_t status = launch(dropout_linear_kernel<T, kN>, plan.tiles * plan.splits, kThreads,
-                                    kForwardShared<kN>, stream, a, plan);
+  const cudaError_t status = launch(dropout_linear_kernel<T, kN>, plan.tiles * plan.splits,
+                                    kThreads, kForwardShared<kN>, stream, a, plan);
   if (status != cudaSuccess || plan.splits == 1) return status;
   return sum_splits(a, plan.splits, a.m, a.n, a.n, 0, a.bias, stream);
 }

@@ -50,11 +50,11 @@ inline constexpr int kDgradCols = 32 * kWarps;    // of dX per block
 template <int kN>
 struct Wgrad {
   static constexpr int kWarpCols = kN <= 64 ? 64 : 32;
-  static constexpr int kCols = kWarpCols * kWarps;       // of X per block
+  static constexpr int kCols = kWarpCols * kWarps;  // of X per block
   static constexpr int kHalves = 64 / kWarpCols;
-  static constexpr int kRows = 16 * kHalves;             // of X per step
+  static constexpr int kRows = 16 * kHalves;  // of X per step
   static constexpr int kTiles = kWarpCols / 8;
-  static constexpr int kQuads = kN * 4 * kHalves;        // 4 rows of a column of G, per step
+  static constexpr int kQuads = kN * 4 * kHalves;  // 4 rows of a column of G, per step
 };
 
 // Dynamic shared memory of the three kernels, in bytes.
@@ -195,8 +195,8 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
       Words* tile = g_tiles + step % kStages * (kN / 32) * 64;
       for (int i = threadIdx.x; i < kN / 32 * 64; i += kThreads) {
         const int64_t row = int64_t{step} * kDgradRows + i / 4 % 16;
-        stage8(tile + i, p.grad + row * p.grad_stride, i / 64 * 32 + i % 4 * 8,
-               row < p.m ? p.n : 0, plan.grad_aligned);
+        stage8(tile + i, p.grad + row * p.grad_stride, i / 64 * 32 + i % 4 * 8, row < p.m ? p.n : 0,
+               plan.grad_aligned);
       }
     }
     cp_async_commit();
@@ -294,7 +294,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Shape = Wgrad<kN>;
   constexpr int kQuadsPerThread = (Shape::kQuads + kThreads - 1) / kThreads;
   RF_SHARED(Words, x_slots, 0, kStages * 4 * kThreads);  // (stage, row of 4, thread): private
-  RF_SHARED(Quad, g_quads, kStages * 4 * kThreads * 16, 2 * Shape::kQuads);  // (buffer, row quad, n)
+  // (buffer, half, n, t)
+  RF_SHARED(Quad, g_quads, kStages * 4 * kThreads * 16, 2 * Shape::kQuads);
   const Lane lane;
   const Rate rate = resolve(p.rate);
   const int shift = column_shift(p.stream);
@@ -312,8 +313,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (step < last) {
       for (int r = 0; r < 4; ++r) {
         const int64_t row = int64_t{step} * Shape::kRows + x_row + r;
-        stage8(x_slots + (step % kStages * 4 + r) * kThreads + threadIdx.x,
-               p.x + row * p.x_stride, c, row < p.m ? p.k : 0, plan.x_aligned);
+        stage8(x_slots + (step % kStages * 4 + r) * kThreads + threadIdx.x, p.x + row * p.x_stride,
+               c, row < p.m ? p.k : 0, plan.x_aligned);
       }
     }
     cp_async_commit();
@@ -379,7 +380,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const Quad high = g_tile[(h * kN + rows * 16 + lane.g + 8) * 4 + lane.t];
 #pragma unroll
         for (int q = 0; q < Shape::kTiles; ++q) {
-          const uint32_t(&b)[2] = pairs[h * 4 + q];
+          const uint32_t (&b)[2] = pairs[h * 4 + q];
           mma_m16n8k16<T>(acc[rows][q], {low.w[0], high.w[0], low.w[1], high.w[1]}, b[0], b[1]);
         }
       }
@@ -399,13 +400,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int q = 0; q < Shape::kTiles; q += 4) {
       Words four;
       for (int v = 0; v < 4; ++v) memcpy(&four.r[v], &acc[rows][q + v][2 * high + e], 4);
-      *reinterpret_cast<Words*>(to + q) = four;
+      store_words(to + q, four);
     }
   }
 }
 
-// out (rows, cols) = scale * sum over splits of partial (split, rows, stride)[:, shift:] + bias, the
-// sum in order of the splits.
+// out (rows, cols) = scale * sum over splits of partial (split, rows, stride)[:, shift:] + bias,
+// the sum in order of the splits.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sum_splits_kernel(const float* partial, int64_t splits, int64_t rows, int64_t cols,

@@ -1,7 +1,9 @@
 // The three products of a dropped input with a narrow weight, N <= kMaxN, in fp16 or bf16 with fp32
 // accumulation (D masks and scales by the stream; wider weights keep the library's product):
 //
-//   forward  Y (M,N) = D(X) W^T + bias      dgrad  dX (M,K) = D(G W)      wgrad  dW (N,K) = G^T D(X)
+//   forward  Y (M,N) = D(X) W^T + bias
+//   dgrad   dX (M,K) = D(G W)
+//   wgrad   dW (N,K) = G^T D(X)
 //
 // Pointers are on the device of the stream; sizes and strides are in elements. Asynchronous and
 // deterministic: partial sums are added in a fixed order, without atomics.
@@ -25,8 +27,9 @@ struct DropoutLinearArgs {
   const T* grad;    // (m, n); dgrad and wgrad
   const T* bias;    // (n,) or null; forward
   T* out;           // (m, n), (m, k) or (n, k), row-major
-  int64_t x_stride, weight_stride, grad_stride;  // between rows; columns are contiguous
-  float* workspace;                              // of dropout_linear_workspace floats
+  // Elements between rows; columns are contiguous.
+  int64_t x_stride, weight_stride, grad_stride;
+  float* workspace;  // of dropout_linear_workspace floats
   MaskStream stream;
   RateSource rate;
 };

@@ -30,8 +30,8 @@ RF_DEVICE Words known_answer(const KnownAnswerArgs& a, int64_t index) {
 __global__ void known_answers_kernel(const KnownAnswerArgs a, int64_t count, uint32_t* answers) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
-  const Words w = a.rounds == kMaskRounds ? known_answer<kMaskRounds>(a, i)
-                                          : known_answer<kWordRounds>(a, i);
+  const Words w =
+      a.rounds == kMaskRounds ? known_answer<kMaskRounds>(a, i) : known_answer<kWordRounds>(a, i);
   for (int r = 0; r < 4; ++r) answers[4 * i + r] = w.r[r];
 }
 

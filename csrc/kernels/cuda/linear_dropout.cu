@@ -5,8 +5,7 @@ namespace {
 
 template <class T>
 MapParams<T> params(const ActDropoutArgs<T>& a) {
-  return {a.z,    a.other, a.out,    a.z_stride, a.other_stride,
-          a.rows, a.cols,  a.stream, a.rate};
+  return {a.z, a.other, a.out, a.z_stride, a.other_stride, a.rows, a.cols, a.stream, a.rate};
 }
 
 template <class T, Activation kAct>

@@ -24,7 +24,8 @@ struct MapParams {
   const T* a;  // (rows, cols)
   const T* b;  // (rows, cols), or null for zeros
   T* out;      // (rows, cols), row-major; may be a or b
-  int64_t a_stride, b_stride;  // elements between rows
+  // Elements between rows; columns are contiguous.
+  int64_t a_stride, b_stride;
   int64_t rows, cols;
   MaskStream stream;
   RateSource rate;

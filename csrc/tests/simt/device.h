@@ -56,6 +56,9 @@ void cp_async_wait() {
   simt::async_wait(kPending);
 }
 
+inline void store_words(void* to, const Words& v) { *static_cast<Words*>(to) = v; }
+inline int64_t load_constant(const int64_t* p) { return *p; }
+
 template <class T>
 void unpack2(uint32_t word, float& low, float& high) {
   low = to_float(T{static_cast<uint16_t>(word)});
