@@ -59,6 +59,20 @@ inline void check_like(const char* op, const char* name, const Tensor& x, const 
                     ", got ", x.device());
 }
 
+// x (…, K), weight (N, K), bias (N,) of one dtype on one device.
+inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                         const std::optional<Tensor>& bias) {
+  check_float(op, "x", x);
+  TORCH_CHECK_VALUE(x.dim() >= 1, op, ": x must have at least one dimension, got 0");
+  check_like(op, "weight", weight, x);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(1) == x.size(-1), op,
+                    ": weight must have shape (N, K=", x.size(-1), "), got ", weight.sizes());
+  if (!bias.has_value()) return;
+  check_like(op, "bias", *bias, x);
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == weight.size(0), op,
+                    ": bias must have shape (N,) = (", weight.size(0), "), got ", bias->sizes());
+}
+
 // The place of a (rows, cols) matrix in the random stream; keys must outlive it.
 inline MaskStream mask_stream(const char* op, const Tensor& key, at::Device device, int64_t rows,
                               int64_t cols, int64_t op_id, int64_t sample, int64_t row_offset,

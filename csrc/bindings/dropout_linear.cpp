@@ -17,10 +17,9 @@ using OptionalTensor = std::optional<Tensor>;
 // measurement is in docs/measured.md ("CPU crossover of dropout_linear").
 constexpr int64_t kNarrow = 64;
 
-// Empty operands and the extremes of p, which draw nothing, are the library's as well.
-bool narrow(const Tensor& x, int64_t n, int64_t k, const Rate& rate) {
-  return 0 < n && n <= kNarrow && k > 0 && x.scalar_type() != at::kDouble && 0 < rate.threshold &&
-         rate.threshold < kDropAll;
+// Empty operands are the library's as well.
+bool narrow(const Tensor& x, int64_t n, int64_t k) {
+  return 0 < n && n <= kNarrow && k > 0 && x.scalar_type() != at::kDouble;
 }
 
 // Dropped copy of a matrix, for the products that the library does best.
@@ -108,30 +107,24 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
   return shape;
 }
 
-void check_operands(const char* op, const char* name, const Tensor& x, const Tensor& weight) {
-  check_float(op, name, x);
-  TORCH_CHECK_VALUE(x.dim() >= 1, op, ": ", name, " must have at least one dimension, got 0");
-  check_like(op, "weight", weight, x);
+void check_operands(const char* op, const char* name, const Tensor& grad, const char* other,
+                    const Tensor& b) {
+  check_float(op, name, grad);
+  TORCH_CHECK_VALUE(grad.dim() >= 1, op, ": ", name, " must have at least one dimension, got 0");
+  check_like(op, other, b, grad);
 }
 
 Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                           const Tensor& key, double p, const OptionalTensor& p_tensor,
                           int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "dropout_linear";
-  check_operands(op, "x", x, weight);
+  check_linear(op, x, weight, bias);
   const Rows shape = rows_of(x);
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(1) == shape.cols, op,
-                    ": weight must have shape (N, K=", shape.cols, "), got ", weight.sizes());
-  if (bias.has_value()) {
-    check_like(op, "bias", *bias, x);
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == weight.size(0), op,
-                      ": bias must have shape (N,) = (", weight.size(0), "), got ", bias->sizes());
-  }
   const MaskStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = matrix_of(x);
-  const Tensor y = narrow(x, weight.size(0), shape.cols, rate)
+  const Tensor y = narrow(x, weight.size(0), shape.cols)
                        ? forward_narrow(matrix, weight, bias, stream, rate)
                        : at::linear(dropped(matrix, stream, rate), weight, bias);
   return y.view(with_last(x, weight.size(0)));
@@ -140,7 +133,7 @@ Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalT
 Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, double p,
                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "dropout_linear_dgrad";
-  check_operands(op, "grad", grad, weight);
+  check_operands(op, "grad", grad, "weight", weight);
   const Rows shape = rows_of(grad);
   TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == shape.cols, op,
                     ": weight must have shape (N=", shape.cols, ", K), got ", weight.sizes());
@@ -149,7 +142,7 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = grad.reshape({shape.rows, shape.cols});
   Tensor dx;
-  if (narrow(grad, shape.cols, weight.size(1), rate)) {
+  if (narrow(grad, shape.cols, weight.size(1))) {
     dx = dgrad_narrow(matrix, weight, stream, rate);
   } else {
     dx = at::mm(matrix, weight).contiguous();
@@ -161,7 +154,7 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
 Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double p,
                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "dropout_linear_wgrad";
-  check_operands(op, "grad", grad, x);
+  check_operands(op, "grad", grad, "x", x);
   const Rows shape = rows_of(x), outer = rows_of(grad);
   TORCH_CHECK_VALUE(x.dim() >= 1 && outer.rows == shape.rows, op,
                     ": x must have as many rows as grad = ", outer.rows, ", got ", shape.rows);
@@ -169,7 +162,7 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double 
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor g = grad.reshape({outer.rows, outer.cols}), matrix = matrix_of(x);
-  if (narrow(grad, outer.cols, shape.cols, rate)) return wgrad_narrow(g, matrix, stream, rate);
+  if (narrow(grad, outer.cols, shape.cols)) return wgrad_narrow(g, matrix, stream, rate);
   return at::mm(g.t(), dropped(matrix, stream, rate)).contiguous();
 }
 

@@ -13,12 +13,8 @@ struct bfloat16_t {
   uint16_t bits;
 };
 
-inline float to_float(float x) {
-  return x;
-}
-inline double to_float(double x) {
-  return x;
-}
+inline float to_float(float x) { return x; }
+inline double to_float(double x) { return x; }
 
 inline float to_float(bfloat16_t x) {
   const uint32_t u = static_cast<uint32_t>(x.bits) << 16;

@@ -44,9 +44,7 @@ RF_HD constexpr uint32_t domain_word(uint32_t op, uint32_t log2_width) {
 }
 
 // `domain` of the 16-bit decisions of an op.
-RF_HD constexpr uint32_t mask_domain(uint32_t op) {
-  return domain_word(op, 4);
-}
+RF_HD constexpr uint32_t mask_domain(uint32_t op) { return domain_word(op, 4); }
 
 template <int kRounds>
 RF_HD Words block(uint64_t key, uint32_t i, uint32_t j, uint32_t s, uint32_t domain) {

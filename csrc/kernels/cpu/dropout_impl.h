@@ -5,16 +5,6 @@ namespace randfuse::RF_ISA {
 
 template <class T>
 void dropout(const cpu::DropoutArgs<T>& a, int64_t begin, int64_t end) {
-  if (a.rate.threshold == kDropAll || a.rate.threshold == 0) {  // draws nothing
-    return for_each_span(a.stream, a.cols, begin, end, [&](int64_t r, int64_t c, int n) {
-      T* y = a.y + r * a.cols + c;
-      if (a.rate.threshold == 0) {
-        std::memmove(y, a.x + r * a.x_stride + c, n * sizeof(T));
-      } else {
-        std::memset(y, 0, n * sizeof(T));
-      }
-    });
-  }
   if constexpr (std::is_same_v<T, double>) {
     for_each_group(a.stream, a.cols, a.rate.threshold, begin, end,
                    [&](int64_t r, int64_t c, int skip, int n, const Keep& keep) {
@@ -40,11 +30,6 @@ void dropout(const cpu::DropoutArgs<T>& a, int64_t begin, int64_t end) {
 }
 
 inline void dropout_mask(const cpu::DropoutMaskArgs& a, int64_t begin, int64_t end) {
-  if (a.rate.threshold == kDropAll || a.rate.threshold == 0) {
-    return for_each_span(a.stream, a.cols, begin, end, [&](int64_t r, int64_t c, int n) {
-      std::memset(a.mask + r * a.cols + c, a.rate.threshold == 0, n);
-    });
-  }
   for_each_group(a.stream, a.cols, a.rate.threshold, begin, end,
                  [&](int64_t r, int64_t c, int skip, int n, const Keep& keep) {
                    bool* mask = a.mask + r * a.cols + c;

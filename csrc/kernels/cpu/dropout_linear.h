@@ -32,7 +32,7 @@ struct DropoutLinearArgs {
   const T* bias;          // (n,) or null; forward
   T* out;                 // (m, n), (m, k) or (n, k), row-major
   MaskStream stream;
-  Rate rate;  // threshold 1 ... 65535: the caller treats p = 0 and p = 1
+  Rate rate;
 };
 
 int64_t padded_n(int64_t n);                      // row length of weight_t

@@ -23,9 +23,7 @@ Isa best_isa() {
   return Isa::kBaseline;
 }
 
-Isa min_isa(Isa a, Isa b) {
-  return a < b ? a : b;
-}
+Isa min_isa(Isa a, Isa b) { return a < b ? a : b; }
 
 Isa initial_isa() {
   const char* cap = std::getenv("RANDFUSE_ISA");
@@ -42,9 +40,7 @@ std::atomic<Isa>& current() {
 
 }  // namespace
 
-Isa active_isa() {
-  return current().load(std::memory_order_relaxed);
-}
+Isa active_isa() { return current().load(std::memory_order_relaxed); }
 
 Isa cap_isa(Isa most) {
   current() = min_isa(most, best_isa());

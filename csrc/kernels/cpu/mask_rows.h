@@ -15,6 +15,7 @@ inline Row stream_row(const MaskStream& m, int64_t r) {
 
 // Decisions of the g-th group of a row.
 inline Keep keep_group(const Row& row, int64_t col_offset, int64_t g, uint32_t threshold) {
+  if (threshold == kDropAll) return Keep{};  // 17 bits: does not fit the 16-bit comparison
   return keep64(row, static_cast<uint32_t>((col_offset / kGroup + g) * (kGroup / kMaskLanes)),
                 threshold);
 }
@@ -61,14 +62,6 @@ inline void for_each_group(const MaskStream& m, int64_t cols, uint32_t threshold
     }
     body(r, s.start + s.skip, s.skip, s.n, keep_group(row, m.col_offset, g, threshold));
   });
-}
-
-// body(r, c, n): the same walk without drawing, for p = 0 and p = 1.
-template <class Body>
-inline void for_each_span(const MaskStream& m, int64_t cols, int64_t begin, int64_t end,
-                          Body&& body) {
-  walk_groups(cols, m.col_offset, begin, end,
-              [&](int64_t r, int64_t, const Span& s) { body(r, s.start + s.skip, s.n); });
 }
 
 // Runs full(in, out) on whole groups and, through a buffer, on the ragged ones at the ends of a

@@ -43,12 +43,8 @@ struct Keep {
 };
 
 // High words to the low halves, on the shuffle port: shifts would share theirs with the multiplies.
-inline __m512i all(uint64_t x) {
-  return _mm512_set1_epi64(static_cast<int64_t>(x));
-}
-inline __m512i high(__m512i x) {
-  return _mm512_shuffle_epi32(x, _MM_PERM_DDBB);
-}
+inline __m512i all(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+inline __m512i high(__m512i x) { return _mm512_shuffle_epi32(x, _MM_PERM_DDBB); }
 
 inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
   // Lane order 0 4 1 5 2 6 3 7 of the eight blocks makes the unpacks below yield column order.
@@ -88,22 +84,17 @@ inline F32 kept(const Keep& k, int v, F32 x) {
   return _mm512_maskz_mov_ps(static_cast<__mmask16>(k.half[v >> 1] >> (v & 1) * 16), x);
 }
 
-inline F32 broadcast(float x) {
-  return _mm512_set1_ps(x);
+inline F32 broadcast(float x) { return _mm512_set1_ps(x); }
+inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+// NaN passes both, as in torch.relu and its derivative.
+inline F32 relu(F32 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+inline F32 relu_grad(F32 grad, F32 x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ), grad);
 }
-inline F32 mul(F32 a, F32 b) {
-  return _mm512_mul_ps(a, b);
-}
-inline F32 add(F32 a, F32 b) {
-  return _mm512_add_ps(a, b);
-}
-inline F32 fma(F32 a, F32 b, F32 c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 
-inline F32 load(const float* p) {
-  return _mm512_loadu_ps(p);
-}
+inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
 inline F32 load(const half_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -111,9 +102,7 @@ inline F32 load(const bfloat16_t* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-inline void store(float* p, F32 x) {
-  _mm512_storeu_ps(p, x);
-}
+inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
 inline void store(half_t* p, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -135,12 +124,8 @@ struct Keep {
   __m256i quarter[4];  // 16 lanes of all-ones or zero
 };
 
-inline __m256i all(uint64_t x) {
-  return _mm256_set1_epi64x(static_cast<int64_t>(x));
-}
-inline __m256i high(__m256i x) {
-  return _mm256_shuffle_epi32(x, 0xF5);
-}
+inline __m256i all(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
+inline __m256i high(__m256i x) { return _mm256_shuffle_epi32(x, 0xF5); }
 
 inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
@@ -199,22 +184,16 @@ inline F32 kept(const Keep& k, int v, F32 x) {
   return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cvtepi16_epi32(eight)), x);
 }
 
-inline F32 broadcast(float x) {
-  return _mm256_set1_ps(x);
+inline F32 broadcast(float x) { return _mm256_set1_ps(x); }
+inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+inline F32 relu(F32 x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+inline F32 relu_grad(F32 grad, F32 x) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ), grad);
 }
-inline F32 mul(F32 a, F32 b) {
-  return _mm256_mul_ps(a, b);
-}
-inline F32 add(F32 a, F32 b) {
-  return _mm256_add_ps(a, b);
-}
-inline F32 fma(F32 a, F32 b, F32 c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 
-inline F32 load(const float* p) {
-  return _mm256_loadu_ps(p);
-}
+inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
 inline F32 load(const half_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -222,9 +201,7 @@ inline F32 load(const bfloat16_t* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-inline void store(float* p, F32 x) {
-  _mm256_storeu_ps(p, x);
-}
+inline void store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
 inline void store(half_t* p, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -283,9 +260,7 @@ inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
   return keep;
 }
 
-inline uint64_t keep_bits(const Keep& k) {
-  return k.bits;
-}
+inline uint64_t keep_bits(const Keep& k) { return k.bits; }
 inline void store_bools(bool* p, const Keep& k) {
   for (int l = 0; l < 64; ++l) p[l] = k.bits >> l & 1;
 }
@@ -296,27 +271,21 @@ inline F32 kept(const Keep& k, int v, F32 x) {
   return reinterpret_cast<F32>(reinterpret_cast<I32>(x) & mask);
 }
 
-inline F32 broadcast(float x) {
-  return F32{x, x, x, x};
+inline F32 broadcast(float x) { return F32{x, x, x, x}; }
+inline F32 mul(F32 a, F32 b) { return a * b; }
+inline F32 add(F32 a, F32 b) { return a + b; }
+inline F32 relu(F32 x) { return reinterpret_cast<F32>(reinterpret_cast<I32>(x) & ~(x <= 0.0f)); }
+inline F32 relu_grad(F32 grad, F32 x) {
+  return reinterpret_cast<F32>(reinterpret_cast<I32>(grad) & ~(x <= 0.0f));
 }
-inline F32 mul(F32 a, F32 b) {
-  return a * b;
-}
-inline F32 add(F32 a, F32 b) {
-  return a + b;
-}
-inline F32 fma(F32 a, F32 b, F32 c) {
-  return a * b + c;
-}
+inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 
 inline F32 load(const float* p) {
   F32 x;
   std::memcpy(&x, p, sizeof x);
   return x;
 }
-inline void store(float* p, F32 x) {
-  std::memcpy(p, &x, sizeof x);
-}
+inline void store(float* p, F32 x) { std::memcpy(p, &x, sizeof x); }
 template <class T>
 inline F32 load(const T* p) {
   return F32{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};

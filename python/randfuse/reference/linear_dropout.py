@@ -13,16 +13,16 @@ from .dropout_linear import _wide
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
-def act_derivative(z: Tensor, activation: str) -> Tensor:
-    """act'(z), elementwise and itself differentiable."""
+def times_derivative(grad: Tensor, z: Tensor, activation: str) -> Tensor:
+    """grad * act'(z), written with ops that are differentiable themselves; relu selects, as in PyTorch."""
     if activation == "relu":
-        return (z > 0).to(z.dtype)
+        return torch.where(z <= 0, 0, grad)
     if activation == "gelu":
-        return 0.5 * (1 + torch.erf(z * 0.5**0.5)) + z * torch.exp(-0.5 * z * z) * (2 * torch.pi) ** -0.5
+        return grad * (0.5 * (1 + torch.erf(z * 0.5**0.5)) + z * torch.exp(-0.5 * z * z) * (2 * torch.pi) ** -0.5)
     if activation == "silu":
         s = torch.sigmoid(z)
-        return s * (1 + z * (1 - s))
-    return torch.ones_like(z)
+        return grad * s * (1 + z * (1 - s))
+    return grad
 
 
 def act_dropout(
@@ -54,7 +54,7 @@ def act_dropout_grad(
     """d/dz of the above: act'(z) * D(grad)."""
     gw, zw = _wide(grad, z)
     dropped = dropout(gw, key, p, p_tensor, streams.OUTPUT_DROPOUT, 0, row_offset, col_offset)
-    return (dropped * act_derivative(zw, activation)).to(grad.dtype)
+    return times_derivative(dropped, zw, activation).to(grad.dtype)
 
 
 def linear_dropout(
