@@ -34,7 +34,13 @@ def gather() -> dict[str, Any]:
 def _condition(applies: Any) -> str:
     """The condition of a table entry as it is written there."""
     source = inspect.getsource(applies)
-    return source[source.index("lambda") :].split(":", 1)[1].rsplit(', "', 1)[0].strip()
+    body = source[source.index("lambda") :].split(":", 1)[1].strip()
+    depth = 0
+    for at, character in enumerate(body):
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0 or (depth == 0 and character == ","):  # the end of the entry, or of its field
+            return body[:at]
+    return body
 
 
 def render(found: dict[str, Any]) -> str:

@@ -109,15 +109,13 @@ def command_run(args: argparse.Namespace) -> int:
         print(f"malloc: {'keeps large blocks, for all variants alike' if kept else 'default, large outputs fault'}")
     if warning := env.busy():
         print(f"warning: {warning}")
-    found = run.run(cases, chosen)
     path = args.out or Path("bench-out") / f"{datetime.now(timezone.utc):%Y-%m-%dT%H%M%SZ}.json"
-    found.save(path)
+    found = run.run(cases, chosen, path)
     print(table.render(found))
     print(f"\n{found.environment['machine']}; {chosen.cache} caches; medians of {len(found.rows)} rows -> {path}")
     if found.interrupted:
         print("interrupted: the file holds the rows that were finished")
-        return 130
-    return 1 if any(row.wrong for row in found.rows) else 0
+    return found.status()
 
 
 def command_compare(args: argparse.Namespace) -> int:

@@ -109,7 +109,7 @@ def versions() -> dict[str, str | None]:
         "randfuse": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+        "torch_cuda": torch.version.cuda,
         "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
         "os": platform.platform(),
         "extension": str(_extension.build_info()) if _extension.problem is None else None,
