@@ -11,8 +11,9 @@ from randfuse import _backends, _extension, _table, info
 def test_text_names_backends_and_table(capsys: pytest.CaptureFixture):
     info.main([])
     text = capsys.readouterr().out
+    backends = text[text.index("\nbackends\n") :].splitlines()
     for backend in _backends.BACKENDS[1:]:
-        line = next(line for line in text.splitlines() if line.startswith(f"  {backend} "))
+        line = next(line for line in backends if line.startswith(f"  {backend} "))
         reason = _backends.unavailable(backend)
         assert line.endswith(reason or "available"), f"{backend}: {line!r} must say {reason or 'available'!r}"
     for _, _, _, evidence in _table.TABLE:
