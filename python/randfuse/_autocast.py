@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 
+def enabled(device: str) -> bool:
+    """Whether autocast is on for a device type; asking about one that has none (meta) raises in torch."""
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the autocast dtype of x's device if autocast is on there; float64 is left alone."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not enabled(device):
         return x, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(
