@@ -109,12 +109,25 @@ class OtherBackward(torch.autograd.Function):
         return randfuse.dropout(grad, 0.1, key=randfuse.key(8))
 
 
+class TooSteep(torch.autograd.Function):
+    """Dropout by key 7 whose gradient is 1 % too large."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return randfuse.dropout(x, 0.1, key=randfuse.key(7))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return randfuse.dropout(grad * 1.01, 0.1, key=randfuse.key(7))
+
+
 @pytest.mark.parametrize(
     ("wrong", "fused", "message"),
     [
         (lambda i: randfuse.dropout(i["x"], 0.1, key=randfuse.key(8)), True, "decisions.*the first at"),
         (lambda i: randfuse.dropout(i["x"], 0.1, key=randfuse.key(7)) * 1.001, True, "output: max error"),
         (lambda i: OtherBackward.apply(i["x"]), True, "decisions"),
+        (lambda i: TooSteep.apply(i["x"]), True, "gradient of x: max error"),
         (lambda i: F.dropout(i["x"], 0.5), False, r"dropped \d+ of 768, expected 77"),
         (lambda i: F.dropout(i["x"], 0.1, training=False), False, "dropped 0 of 768"),
         (lambda i: F.dropout(i["x"] * 1.01, 0.1), False, "max error"),
@@ -329,6 +342,25 @@ def test_a_wrong_variant_gets_no_number(tmp_path: Path, monkeypatch: pytest.Monk
     assert fused.summary is None, "no number"
     assert "decisions" in str(fused.problem)
     assert found.status() == 1
+
+
+@pytest.mark.usefixtures("small_probes")
+def test_a_killed_run_leaves_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The file is there after the first group, not only at the end, and says that rows are missing."""
+    path, seen = tmp_path / "r.json", []
+    setup = CASES["dropout"].setup
+
+    def look(shape, dtype, device):
+        seen.append(results.load(path) if path.exists() else None)
+        return setup(shape, dtype, device)
+
+    monkeypatch.setattr(CASES["dropout"], "setup", look)
+    options = Options(ops=["dropout"], shapes=[(8, 96)], backends=["eager"], rounds=2)
+    assert run(CASES, options, path, FakeClock(lambda n: 1.0)).status() == 0
+    assert seen[0] is None, "nothing before the first group"
+    assert len(seen[1].rows) == 2, "both passes of fp32 before bf16 begins"
+    assert seen[1].interrupted, "an unfinished file says so"
+    assert not results.load(path).interrupted, "a finished one does not"
 
 
 @pytest.mark.usefixtures("small_probes")

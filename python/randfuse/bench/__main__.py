@@ -107,8 +107,8 @@ def command_run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
         kept = all(os.environ.get(name) == value for name, value in MALLOC.items())
         print(f"malloc: {'keeps large blocks, for all variants alike' if kept else 'default, large outputs fault'}")
-    if warning := env.busy():
-        print(f"warning: {warning}")
+        if warning := env.busy():
+            print(f"warning: {warning}")
     path = args.out or Path("bench-out") / f"{datetime.now(timezone.utc):%Y-%m-%dT%H%M%SZ}.json"
     found = run.run(cases, chosen, path)
     print(table.render(found))
