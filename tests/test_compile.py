@@ -139,7 +139,9 @@ def test_vmap_over_weights_and_gradients(linear, in_dims):
     """Per-sample gradients and ensembles: any operand batched, forward and reverse."""
     sizes = {"x": (5, 40), "w": (7, 40), "b": (7,)}
     batched = [
-        torch.randn(*s[: (d or 0)], 3, *s[(d or 0) :]) if d is not None and d <= len(s) - 1 or d == 0 else torch.randn(s)
+        torch.randn(*s[: (d or 0)], 3, *s[(d or 0) :])
+        if (d is not None and d <= len(s) - 1) or d == 0
+        else torch.randn(s)
         for s, d in zip(sizes.values(), in_dims, strict=True)
     ]
     key = randfuse.key(2)
@@ -168,9 +170,7 @@ def test_meta_tensors_have_shapes():
 
 
 def test_layers_compile_and_schedule_without_recompilation():
-    model = torch.nn.Sequential(
-        randfuse.nn.LinearDropout(40, 32, activation="relu"), randfuse.nn.DropoutLinear(32, 5)
-    )
+    model = torch.nn.Sequential(randfuse.nn.LinearDropout(40, 32, activation="relu"), randfuse.nn.DropoutLinear(32, 5))
     schedule = randfuse.nn.DropoutSchedule(model, p=0.5, steps=4, mode="linear")
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)

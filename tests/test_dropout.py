@@ -1,4 +1,4 @@
-"""dropout and dropout_mask: equality with the reference on every backend, exactness of the mean, slices, derivatives."""
+"""dropout and dropout_mask: equality with the reference, exactness of the mean, slices, derivatives, errors."""
 
 from __future__ import annotations
 

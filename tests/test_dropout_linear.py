@@ -204,7 +204,9 @@ def test_errors(device, kwargs, error, message):
 def test_forced_backend_refuses_other_devices():
     x = torch.ones(4, 5, device="meta")
     with use_backend("cpu"), pytest.raises(ValueError, match="^dropout_linear: backend 'cpu' must be given tensors"):
-        randfuse.dropout_linear(x, torch.ones(3, 5, device="meta"), key=torch.zeros((), dtype=torch.int64, device="meta"))
+        randfuse.dropout_linear(
+            x, torch.ones(3, 5, device="meta"), key=torch.zeros((), dtype=torch.int64, device="meta")
+        )
 
 
 def test_autocast(device):

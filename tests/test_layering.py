@@ -30,7 +30,7 @@ ROOMS = [
 def source_files(*suffixes: str, under: str = "") -> list[Path]:
     files = [p for s in suffixes for p in (ROOT / under).rglob(f"*{s}")]
     skip = {".venv", "build", "dist", ".git"}
-    return [p for p in files if not skip & set(part.split("-")[0] for part in p.relative_to(ROOT).parts)]
+    return [p for p in files if not skip & {part.split("-")[0] for part in p.relative_to(ROOT).parts}]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -59,7 +59,9 @@ def test_data_flows_one_way():
         text = path.read_text()
         relative = path.relative_to(ROOT / "python/randfuse").as_posix()
         if relative not in ("_registry.py", "testing.py") and not relative.startswith("bench"):
-            assert not re.search(r"(?<!`)torch\.ops\.randfuse", re.sub(r'""".*?"""|#.*', "", text, flags=re.S)), relative
+            assert not re.search(r"(?<!`)torch\.ops\.randfuse", re.sub(r'""".*?"""|#.*', "", text, flags=re.S)), (
+                relative
+            )
         if relative.startswith("reference/"):
             assert not re.search(r"from \.\.(ops|nn|_backends|keys)", text), f"{relative} must stand alone"
         if relative.startswith("nn/"):

@@ -44,9 +44,7 @@ def test_forward_and_gradients(device, shape, dtype, activation):
     key, place = randfuse.key(7, device), {"row_offset": 3, "col_offset": 5}
     mask = output_mask(grad.shape, 0.3, key, device, **place)
     leaves = [t.requires_grad_() for t in tensors]
-    y = randfuse.linear_dropout(
-        *leaves[:3], 0.3, activation=activation, residual=leaves[3], key=key, **place
-    )
+    y = randfuse.linear_dropout(*leaves[:3], 0.3, activation=activation, residual=leaves[3], key=key, **place)
     got = y, *torch.autograd.grad(y, leaves, grad)
     exact = plain(*(t.double() for t in tensors), activation, mask, 0.3, grad.double())
     same = plain(*tensors, activation, mask, 0.3, grad)

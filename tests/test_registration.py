@@ -50,9 +50,7 @@ SAMPLES = {
 
 
 def registered():
-    return sorted(
-        {s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("randfuse::")}
-    )
+    return sorted({s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("randfuse::")})
 
 
 def test_no_op_is_forgotten():

@@ -153,8 +153,8 @@ def test_neighbours_are_uncorrelated():
     n, k = 1024, randfuse.key(11)
     base = randfuse.dropout_mask((n, n), 0.5, key=k)
     whole = randfuse.dropout_mask((n + 64, n + 64), 0.5, key=k)
-    others = {f"rows {d}": whole[d:n + d, :n] for d in (1, 2, 16, 64)}
-    others |= {f"columns {d}": whole[:n, d:n + d] for d in (1, 2, 7, 8, 16, 64)}
+    others = {f"rows {d}": whole[d : n + d, :n] for d in (1, 2, 16, 64)}
+    others |= {f"columns {d}": whole[:n, d : n + d] for d in (1, 2, 7, 8, 16, 64)}
     others |= {f"key {s}": randfuse.dropout_mask((n, n), 0.5, key=randfuse.key(s)) for s in (0, 10, 12, 11 + 2**32)}
     others |= {f"sample {s}": randfuse.dropout_mask((n, n), 0.5, key=k, sample=s) for s in (1, 2)}
     others["fold_in"] = randfuse.dropout_mask((n, n), 0.5, key=randfuse.fold_in(k, 0))

@@ -1,1 +1,9 @@
 """Triton kernels; registers them as `torch.ops.randfuse_triton`. Imported on first use, never by `import randfuse`."""
+
+from randfuse import _registry
+
+from . import dropout, dropout_linear, launch, linear_dropout
+
+__all__ = ["dropout", "dropout_linear", "linear_dropout"]
+
+_registry.install(launch.NAMESPACE)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+from typing import Any
+=======
 from typing import Any, ClassVar
+>>>>>>> bench
 
 import randfuse
 import torch

@@ -5,6 +5,8 @@ Done here and not on the registered op, whose rule would also round a tensor p t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def enabled(device: str) -> bool:
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
-def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the autocast dtype of x's device if autocast is on there; float64 is left alone."""
     device = x.device.type
     if not enabled(device):

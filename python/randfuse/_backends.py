@@ -82,12 +82,8 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
         backend = _auto(op, device, args)
     if backend == "reference":
         return reference.FUNCTIONS[op]
-    if (
-        (backend in ("cpu", "cuda")
-        and backend != device)
-        or (backend == "triton"
-        and device == "cpu"
-        and not _interpreting())
+    if (backend in ("cpu", "cuda") and backend != device) or (
+        backend == "triton" and device == "cpu" and not _interpreting()
     ):
         raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
     if backend == "triton":
@@ -113,7 +109,7 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
 
 
 def _triton() -> None:
-    from . import triton_kernels  # noqa: F401  registers torch.ops.randfuse_triton
+    from . import triton_kernels  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.randfuse_triton
 
 
 def _interpreting() -> bool:

@@ -1,0 +1,153 @@
+"""Every Triton kernel of the package compiles ahead of time for sm_90, without a GPU, and the hot ones do not spill.
+
+The launchers themselves run, on CPU tensors, with a driver that only knows a target and with launches replaced by
+compilation: what is compiled is exactly what a GPU would be given, specialisation and autotuning included.
+`pytest tests/test_triton_aot.py -s` prints the resources of every kernel.
+"""
+
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreting in this process and cannot compile"
+)
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Sm90:
+    """As much of a Triton driver as compilation asks for."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return triton.backends.compiler.GPUTarget("cuda", 90, 32)
+
+
+def package_modules():
+    import randfuse.triton_kernels as package
+
+    return [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+
+
+def package_kernels():
+    """Names of all kernels: the jitted functions whose name ends in _kernel; the others are called by them."""
+    names = set()
+    for module in package_modules():
+        for value in vars(module).values():
+            while not isinstance(value, triton.runtime.jit.JITFunction) and hasattr(value, "fn"):
+                value = value.fn  # autotuner and heuristics wrap the function
+            if isinstance(value, triton.runtime.jit.JITFunction) and value.__name__.endswith("_kernel"):
+                names.add(value.__name__)
+    return names
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """Makes launches compile only: a list of (kernel, tile, warps, registers, stack bytes, wgmma instructions)."""
+    rows, seen = [], set()
+    jitted = triton.runtime.jit.JITFunction
+    run = jitted.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel.hash not in seen:  # the autotuner launches its choice once more
+            seen.add(kernel.hash)
+            rows.append((self.__name__, *resources(kernel, tmp_path, kwargs)))
+
+    def bench(call, quantiles):
+        call()
+        return [0.0, 0.0, 0.0]
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Sm90())
+    monkeypatch.setattr(jitted, "run", compile_only)
+    for module in package_modules():
+        for value in vars(module).values():
+            if isinstance(value, triton.runtime.autotuner.Autotuner):
+                monkeypatch.setattr(value, "cache", {})
+                monkeypatch.setattr(value, "do_bench", bench, raising=False)
+    return rows
+
+
+def resources(kernel, folder, options):
+    """(tile, warps, registers, stack bytes, wgmma instructions) of a compiled kernel."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+
+    def tool(*command):
+        return subprocess.run(
+            [TOOLS / command[0], *command[1:], cubin], capture_output=True, text=True, check=True
+        ).stdout
+
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", tool("cuobjdump", "--dump-resource-usage"))
+    assert usage, "cuobjdump must report registers and stack"
+    wgmma = len(re.findall(r"\bHGMMA\b", tool("nvdisasm", "-c")))
+    tile = "x".join(str(v) for k, v in options.items() if k.startswith("BLOCK"))
+    return tile, kernel.metadata.num_warps, int(usage[1]), int(usage[2]), wgmma
+
+
+def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=False):
+    """Call every launcher once; the tensors are never read."""
+    from randfuse.triton_kernels import dropout, dropout_linear, linear_dropout
+
+    x, w, g = (torch.empty(s, dtype=dtype) for s in ((M, K), (N, K), (M, N)))
+    b = torch.empty(N, dtype=dtype)
+    key = torch.zeros((keys,) if keys > 1 else (), dtype=torch.int64)
+    stream = (key, 0.3, torch.tensor(0.3) if p_tensor else None, 0, col_offset)
+    dropout.dropout(x, *stream[:3], 1, 0, *stream[3:])
+    dropout.dropout_mask(key, [M, K], *stream[1:3], 1, 0, *stream[3:])
+    dropout_linear.dropout_linear(x, w, b, *stream)
+    dropout_linear.dropout_linear_dgrad(g, w, *stream)
+    dropout_linear.dropout_linear_wgrad(g, x, *stream)
+    linear_dropout.linear_dropout(x, w, b, g, "gelu", True, *stream)
+    linear_dropout.act_dropout(g, g, "gelu", *stream)
+    linear_dropout.act_dropout_grad(g, g, "gelu", *stream)
+
+
+def show(title, rows):
+    print(f"\n{title}: kernel, tile, warps, registers, stack bytes, wgmma")
+    for row in sorted(set(rows)):
+        print("  {:32} {:12} {:2} {:4} {:5} {:3}".format(*row))
+
+
+@pytest.mark.parametrize(
+    ("name", "tiles", "sizes"),
+    [("bf16", 8, (512, 1024, 4096)), ("fp16", 1, (500, 1000, 1000)), ("fp32", 8, (512, 1024, 4096))],
+)
+def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
+    """Every kernel in its autotuned tiles; sizes that are multiples of 8 only (1000) are as good as round ones."""
+    from randfuse.triton_kernels import tuning
+
+    monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[:tiles])
+    launch_all(DTYPES[name], *sizes)
+    show(f"sm_90, {name}, M, N, K = {sizes}", compiled)
+    assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
+    for kernel, tile, warps, registers, stack, wgmma in compiled:
+        where = f"{kernel}, {name}, tile {tile}, {warps} warps, {registers} registers"
+        assert stack == 0, f"{where}: must not spill, {stack} bytes of stack"
+        if tile.count("x") == 2:  # a product
+            assert (wgmma > 0) == (name != "fp32"), f"{where}: tensor cores must multiply 16-bit types only"
+
+
+@pytest.mark.parametrize("variant", [{"K": 4099, "M": 509, "N": 1021, "col_offset": 13}, {"keys": 4, "p_tensor": True}])
+def test_variants_compile(variant, compiled, monkeypatch):
+    """The slower specialisations compile too, seen on the smallest tile; what they spill is printed, not judged."""
+    from randfuse.triton_kernels import tuning
+
+    monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[-1:])
+    launch_all(torch.bfloat16, **variant)
+    show(f"sm_90, bf16, {variant}", compiled)
+    assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"

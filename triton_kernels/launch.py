@@ -1,0 +1,93 @@
+"""What every launcher does on the host: registration, checks, the matrix view and the stream's arguments."""
+
+import functools
+import math
+
+import torch
+import triton
+from randfuse import _checks
+from randfuse.reference import streams
+from torch import Tensor
+
+NAMESPACE = "randfuse_triton"
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when this was imported: kernels run on the CPU
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Arguments that change from call to call and must not compile a new kernel; they address nothing.
+UNSPECIALIZED = ("threshold", "sample", "domain", "row_offset", "block_offset", "m_class")
+
+library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def op(schema):
+    """Register the launcher below as `randfuse_triton::<schema>`; the text is that of the C++ op."""
+
+    def register(launcher):
+        @functools.wraps(launcher)
+        def guarded(first, *args):
+            with torch.cuda.device_of(first):
+                return launcher(first, *args)
+
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for backend in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+            library.impl(launcher.__name__, guarded, backend)
+        return guarded
+
+    return register
+
+
+def floating(op_name, **tensors):
+    """Operands (None is allowed) of one dtype that the kernels know, on one device."""
+    first = next(iter(tensors.values()))
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        _checks.float_tensor(op_name, name, tensor, like=first)
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{op_name}: {name} must be float32, float16 or bfloat16 in Triton, got {tensor.dtype}")
+
+
+def linear(op_name, x, weight, bias=None):
+    """x (…, K), weight (N, K), bias (N,) or None."""
+    floating(op_name, x=x, weight=weight, bias=bias)
+    if x.dim() == 0 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        inner = x.shape[-1] if x.dim() else 1
+        raise ValueError(f"{op_name}: weight must have shape (N, K={inner}), got {tuple(weight.shape)}")
+    if bias is not None:
+        _checks.shape(op_name, "bias", bias, (weight.shape[0],), "(N,)")
+
+
+def matrix(x: Tensor) -> Tensor:
+    """x as (rows, last dim) with unit stride along columns; any row stride will do, 0 included.
+
+    A column stride would cost every kernel its vectorised loads, so the rare tensor that has one is copied.
+    """
+    flat = x.reshape(_checks.rows_cols(x.shape))
+    return flat if flat.shape[1] <= 1 or flat.stride(1) == 1 else flat.contiguous()
+
+
+def unit(*sizes):
+    """Largest power of two up to 16 that divides all sizes; Triton's own specialisation tells 16 from everything else,
+    and would read a row of 1000 bf16 element by element."""
+    return math.gcd(16, *sizes)
+
+
+def stream(op_name, key, shape, p, p_tensor, row_offset, col_offset, sample=0, like=None):
+    """Kernel arguments of the mask of a (rows, cols) matrix. p is read by the kernel where it lies on the device."""
+    rows, cols = shape
+    device = key.device if like is None else like.device
+    _checks.key_tensor(op_name, key, rows, device)
+    _checks.stream_range(op_name, rows, cols, row_offset, col_offset, sample)
+    _checks.probability(op_name, p if p_tensor is None else p_tensor, device)
+    on_device = p_tensor is not None and p_tensor.device == device
+    threshold = 0 if on_device else int(streams.threshold(p if p_tensor is None else p_tensor))
+    return {
+        "key_ptr": key.contiguous(),
+        "p_ptr": p_tensor if on_device else None,
+        "threshold": threshold,
+        "scale": streams.scale(threshold),
+        "rows_per_key": None if key.numel() == 1 else rows // key.numel(),
+        "row_offset": row_offset,
+        "block_offset": col_offset // 8,
+        "shift": col_offset % 8,
+        "sample": sample,
+    }
