@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from typing import Any
-=======
 from typing import Any, ClassVar
->>>>>>> bench
 
 import randfuse
 import torch

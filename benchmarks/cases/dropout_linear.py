@@ -5,11 +5,8 @@ With few outputs (N up to some hundreds) the product is bound by the read of x, 
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 from typing import ClassVar
 
->>>>>>> bench
 import randfuse
 import torch
 import torch.nn.functional as F

@@ -5,11 +5,8 @@ The least traffic is that of the plain product: activation and mask belong to it
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 from typing import ClassVar
 
->>>>>>> bench
 import randfuse
 import torch
 import torch.nn.functional as F
@@ -35,13 +32,7 @@ class LinearDropout(Case):
         m, k, n = shape  # pre-activations come out near 1, where gelu bends
         return {
             "x": positive(m, k, dtype=dtype, device=device),
-<<<<<<< HEAD
-            "weight": positive(
-                n, k, dtype=dtype, device=device, mean=1 / k
-            ),  # pre-activations about 1: gelu bends there
-=======
             "weight": positive(n, k, dtype=dtype, device=device, mean=1 / k),
->>>>>>> bench
             "bias": positive(n, dtype=dtype, device=device, mean=0.1),
             "grad": positive(m, n, dtype=dtype, device=device),
         }

@@ -25,8 +25,8 @@ def gather() -> dict[str, Any]:
         "gpus": [env.gpu(i) for i in range(torch.cuda.device_count())],
         "onednn": guard_onednn(),
         "dispatch": [
-            {"op": op, "where": _condition(applies), "backend": backend, "evidence": evidence}
-            for op, applies, backend, evidence in _table.TABLE
+            {"ops": list(ops), "where": _condition(applies), "backend": backend, "evidence": evidence}
+            for ops, applies, backend, evidence in _table.TABLE
         ],
     }
 
@@ -56,7 +56,7 @@ def render(found: dict[str, Any]) -> str:
         lines += [f"  {'oneDNN':<10} {found['onednn']}"]
     lines += ["GPUs"] + ([f"  {_gpu(gpu)}" for gpu in found["gpus"]] or ["  none that torch sees"])
     lines += ["dispatch of CUDA tensors (first match; otherwise the CUDA kernels)"]
-    lines += [f"  {e['op']} if {e['where']}: {e['backend']}; {e['evidence']}" for e in found["dispatch"]]
+    lines += [f"  {', '.join(e['ops'])} if {e['where']}: {e['backend']}; {e['evidence']}" for e in found["dispatch"]]
     return "\n".join(lines)
 
 

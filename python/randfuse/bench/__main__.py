@@ -48,13 +48,7 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--cold", dest="cold", action="store_true", default=True, help="evict caches first (default)")
     cache.add_argument("--hot", dest="cold", action="store_false", help="leave caches as the last call left them")
     p.add_argument("--out", type=Path, metavar="FILE.json", help="default: bench-out/<date>.json")
-<<<<<<< HEAD
-    p.add_argument(
-        "--default-malloc", action="store_true", help="leave malloc alone: large outputs fault in every call"
-    )
-=======
     p.add_argument("--default-malloc", action="store_true", help="leave malloc alone: large outputs fault")
->>>>>>> bench
 
     p = commands.add_parser("compare", help="FAST, SLOW, SAME or AMBIGUOUS for each row of two results")
     p.add_argument("old", type=Path)
@@ -112,16 +106,9 @@ def command_run(args: argparse.Namespace) -> int:
         raise BenchError("bench: the options must leave at least one case; see `list`")
     if args.device == "cpu":
         kept = all(os.environ.get(name) == value for name, value in MALLOC.items())
-<<<<<<< HEAD
-        print(
-            "malloc: " + ("keeps large blocks, for all variants alike" if kept else "default, large outputs may fault")
-        )
-    found = run.run(cases, chosen)
-=======
         print(f"malloc: {'keeps large blocks, for all variants alike' if kept else 'default, large outputs fault'}")
         if warning := env.busy():
             print(f"warning: {warning}")
->>>>>>> bench
     path = args.out or Path("bench-out") / f"{datetime.now(timezone.utc):%Y-%m-%dT%H%M%SZ}.json"
     found = run.run(cases, chosen, path)
     print(table.render(found))

@@ -56,7 +56,8 @@ def impossible(seconds: float, least: float) -> str | None:
     """The reason to reject a time below the roofline, or None."""
     if least <= TOLERANCE * seconds:
         return None
-    return f"impossible: check the byte count ({100 * least / seconds:.0f} % of the measured roofline)"
+    share = f"{100 * least / seconds:.0f} % of the measured roofline"
+    return f"impossible: check the byte count, and that nothing else ran ({share})"
 
 
 def _near(rates: dict[int, float], size: int) -> float:
