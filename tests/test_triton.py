@@ -293,7 +293,7 @@ def test_linear_dropout_and_elementwise(device, dtype, sizes, activation):
 @on_device
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounding(device, dtype):
-    """At p = 0.5 the scale is 2, so residual + D(z) is exact but for one rounding, ties included: every bit is known."""
+    """At p = 0.5 the scale is 2, residual + D(z) rounds once, ties included: every bit is known."""
     torch.manual_seed(3)
     z, residual = (torch.randn(64, 64, device=device).to(dtype) for _ in range(2))
     stream = {**STREAM, "key": torch.tensor(1, device=device), "p": 0.5}
