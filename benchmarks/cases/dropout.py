@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+=======
+from typing import Any, ClassVar
+>>>>>>> bench
 
 import randfuse
+import torch
+import torch.nn.functional as F
 from randfuse.bench.case import Case, Cost, Forward, Inputs, Shape, drop, positive, reference_mask, signed
 from randfuse.reference import streams
+from torch import Tensor
 
 
 class _Copy(torch.autograd.Function):
@@ -29,7 +32,7 @@ class Dropout(Case):
     op = "dropout"
     letters = "rows,cols"
     differentiable = ("x",)
-    shapes = {
+    shapes: ClassVar = {
         "smoke": {"cpu": ((512, 4096),), "cuda": ((512, 4096),)},
         "default": {"cpu": ((512, 4096),), "cuda": ((512, 4096), (16384, 4096))},
         "full": {

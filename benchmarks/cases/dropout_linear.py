@@ -5,11 +5,14 @@ With few outputs (N up to some hundreds) the product is bound by the read of x, 
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+from typing import ClassVar
+
+>>>>>>> bench
+import randfuse
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import randfuse
 from randfuse.bench.case import (
     Case,
     Cost,
@@ -23,13 +26,14 @@ from randfuse.bench.case import (
     signed,
 )
 from randfuse.reference import streams
+from torch import Tensor
 
 
 class DropoutLinear(Case):
     op = "dropout_linear"
     letters = "M,K,N"
     differentiable = ("x", "weight", "bias")
-    shapes = {
+    shapes: ClassVar = {
         "smoke": {"cpu": ((256, 1024, 256), (512, 4096, 16)), "cuda": ((2048, 4096, 16), (2048, 4096, 1024))},
         "default": {
             "cpu": ((512, 4096, 1024), (2048, 4096, 16)),

@@ -5,20 +5,24 @@ The least traffic is that of the plain product: activation and mask belong to it
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+from typing import ClassVar
+
+>>>>>>> bench
+import randfuse
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import randfuse
 from randfuse.bench.case import Case, Cost, Forward, Inputs, Shape, drop, linear_cost, positive, reference_mask
 from randfuse.reference import streams
+from torch import Tensor
 
 
 class LinearDropout(Case):
     op = "linear_dropout"
     letters = "M,K,N"
     differentiable = ("x", "weight", "bias")
-    shapes = {
+    shapes: ClassVar = {
         "smoke": {"cpu": ((256, 256, 1024),), "cuda": ((2048, 1024, 4096),)},
         "default": {"cpu": ((512, 1024, 4096),), "cuda": tuple((16384, 4096, n) for n in (1024, 4096, 11008))},
         "full": {
@@ -28,10 +32,16 @@ class LinearDropout(Case):
     }
 
     def setup(self, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-        m, k, n = shape
+        m, k, n = shape  # pre-activations come out near 1, where gelu bends
         return {
             "x": positive(m, k, dtype=dtype, device=device),
-            "weight": positive(n, k, dtype=dtype, device=device, mean=1 / k),  # pre-activations about 1: gelu bends there
+<<<<<<< HEAD
+            "weight": positive(
+                n, k, dtype=dtype, device=device, mean=1 / k
+            ),  # pre-activations about 1: gelu bends there
+=======
+            "weight": positive(n, k, dtype=dtype, device=device, mean=1 / k),
+>>>>>>> bench
             "bias": positive(n, dtype=dtype, device=device, mean=0.1),
             "grad": positive(m, n, dtype=dtype, device=device),
         }

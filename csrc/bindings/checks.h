@@ -73,17 +73,19 @@ inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
                     ": bias must have shape (N,) = (", weight.size(0), "), got ", bias->sizes());
 }
 
-// The place of a (rows, cols) matrix in the random stream; keys must outlive it.
-inline MaskStream mask_stream(const char* op, const Tensor& key, at::Device device, int64_t rows,
-                              int64_t cols, int64_t op_id, int64_t sample, int64_t row_offset,
-                              int64_t col_offset) {
+// The place of a (rows, cols) matrix in the random stream, with the keys that it points to.
+struct KeyedStream : MaskStream {
+  Tensor key;  // contiguous
+};
+
+inline KeyedStream mask_stream(const char* op, const Tensor& key, at::Device device, int64_t rows,
+                               int64_t cols, int64_t op_id, int64_t sample, int64_t row_offset,
+                               int64_t col_offset) {
   TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": key must be int64, got ",
                    key.scalar_type());
   TORCH_CHECK_VALUE(key.dim() <= 1, op, ": key must have shape () or (G,), got ", key.sizes());
   TORCH_CHECK_VALUE(key.device() == device, op, ": key must be on ", device, ", got ",
                     key.device());
-  TORCH_CHECK_VALUE(key.is_contiguous(), op, ": key must be contiguous, got strides ",
-                    key.strides());
   const int64_t keys = key.numel();
   TORCH_CHECK_VALUE(keys > 0 && rows % keys == 0, op, ": key must have a length that divides the ",
                     rows, " rows, got ", keys);
@@ -93,12 +95,10 @@ inline MaskStream mask_stream(const char* op, const Tensor& key, at::Device devi
                     ": col_offset must be in [0, 2**35 - cols], got ", col_offset);
   TORCH_CHECK_VALUE(0 <= sample && sample < (int64_t{1} << 32), op,
                     ": sample must be in [0, 2**32), got ", sample);
-  return {key.const_data_ptr<int64_t>(),
-          std::max<int64_t>(rows / keys, 1),
-          row_offset,
-          col_offset,
-          static_cast<uint32_t>(sample),
-          mask_domain(static_cast<uint32_t>(op_id))};
+  const Tensor own = key.contiguous();  // vmap hands down one key expanded over the batch
+  return {{own.const_data_ptr<int64_t>(), std::max<int64_t>(rows / keys, 1), row_offset, col_offset,
+           static_cast<uint32_t>(sample), mask_domain(static_cast<uint32_t>(op_id))},
+          own};
 }
 
 // The probability of a CPU op. A tensor on the CPU can be read, so its value is checked like a

@@ -17,8 +17,8 @@ Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p,
                    int64_t row_offset, int64_t col_offset) {
   check_float("dropout", "x", x);
   const Rows shape = rows_of(x);
-  const MaskStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
-                                        sample, row_offset, col_offset);
+  const KeyedStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
+                                         sample, row_offset, col_offset);
   const Rate rate = cpu_rate("dropout", p, p_tensor);
   const Tensor y = at::empty(x.sizes(), x.options());
   drop_rows_cpu(matrix_of(x), y.view({shape.rows, shape.cols}), stream, rate);
@@ -30,8 +30,8 @@ Tensor dropout_mask_cpu(const Tensor& key, at::IntArrayRef shape, double p,
                         int64_t row_offset, int64_t col_offset) {
   TORCH_CHECK_VALUE(shape.size() == 2 && shape[0] >= 0 && shape[1] >= 0,
                     "dropout_mask: shape must be two sizes (rows, cols), got ", shape);
-  const MaskStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
-                                        sample, row_offset, col_offset);
+  const KeyedStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
+                                         sample, row_offset, col_offset);
   const Rate rate = cpu_rate("dropout_mask", p, p_tensor);
   const Tensor mask = at::empty(shape, key.options().dtype(at::kBool));
   const cpu::DropoutMaskArgs args{mask.mutable_data_ptr<bool>(), shape[1], stream, rate};

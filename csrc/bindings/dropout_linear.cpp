@@ -120,7 +120,7 @@ Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalT
   constexpr const char* op = "dropout_linear";
   check_linear(op, x, weight, bias);
   const Rows shape = rows_of(x);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = matrix_of(x);
@@ -137,7 +137,7 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
   const Rows shape = rows_of(grad);
   TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == shape.cols, op,
                     ": weight must have shape (N=", shape.cols, ", K), got ", weight.sizes());
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, grad.device(), shape.rows, weight.size(1), 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = grad.reshape({shape.rows, shape.cols});
@@ -158,7 +158,7 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double 
   const Rows shape = rows_of(x), outer = rows_of(grad);
   TORCH_CHECK_VALUE(x.dim() >= 1 && outer.rows == shape.rows, op,
                     ": x must have as many rows as grad = ", outer.rows, ", got ", shape.rows);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor g = grad.reshape({outer.rows, outer.cols}), matrix = matrix_of(x);

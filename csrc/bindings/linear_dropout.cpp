@@ -71,8 +71,8 @@ Tensor act_dropout_cpu(const Tensor& z, const OptionalTensor& residual, c10::str
   check_activation(op, activation);
   check_residual(op, residual, z, z.sizes());
   const Rows shape = rows_of(z);
-  const MaskStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols, kOutputDropout,
-                                        0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor y = at::empty(z.sizes(), z.options());
   epilogue(z.contiguous(), residual, activation, y, stream, rate);
@@ -89,8 +89,8 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
   TORCH_CHECK_VALUE(z.sizes() == grad.sizes(), op, ": z must have shape ", grad.sizes(), ", got ",
                     z.sizes());
   const Rows shape = rows_of(grad);
-  const MaskStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
-                                        kOutputDropout, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor g = grad.contiguous(), pre = z.contiguous(),
                dz = at::empty(grad.sizes(), grad.options());
@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor> linear_dropout_cpu(const Tensor& x, const Tensor& wei
   shape.back() = weight.size(0);
   check_residual(op, residual, x, shape);
   const int64_t rows = rows_of(x).rows, cols = weight.size(0);
-  const MaskStream stream =
+  const KeyedStream stream =
       mask_stream(op, key, x.device(), rows, cols, kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor z = at::linear(x, weight, bias).contiguous();

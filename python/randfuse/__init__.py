@@ -3,7 +3,7 @@
 Every decision is a pure function of (key, op, coordinates), the same on CPU, CUDA, Triton and in the reference.
 """
 
-from . import _extension, _registry, ops
+from . import _extension, _registry
 from ._backends import use_backend
 from .keys import draw_key, effective_p, fold_in, key, split
 from .ops import dropout, dropout_linear, dropout_mask, linear_dropout

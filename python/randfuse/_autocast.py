@@ -5,14 +5,21 @@ Done here and not on the registered op, whose rule would also round a tensor p t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def enabled(device: str) -> bool:
+    """Whether autocast is on for a device type; asking about one that has none (meta) raises in torch."""
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the autocast dtype of x's device if autocast is on there; float64 is left alone."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not enabled(device):
         return x, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(

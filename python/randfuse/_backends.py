@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _extension, _registry, _table, reference
+from . import _autocast, _extension, _registry, _table, reference
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 _forced = "auto"  # a module global, so that compiled code guards on it
@@ -67,6 +67,11 @@ def unavailable(backend: str) -> str | None:
 
 def call(op: str, *args: Any) -> Any:
     """Run `op` on the backend in force; `args` follow its schema, the first is a tensor on the device of the data."""
+    # The operands have their final dtypes: no product inside a kernel or the reference may be cast again.
+    device = args[0].device.type
+    if _autocast.enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _resolve(op, args)(*args)
     return _resolve(op, args)(*args)
 
 
@@ -77,20 +82,23 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
         backend = _auto(op, device, args)
     if backend == "reference":
         return reference.FUNCTIONS[op]
-    if (
-        (backend in ("cpu", "cuda")
-        and backend != device)
-        or (backend == "triton"
-        and device == "cpu"
-        and not _interpreting())
+    if (backend in ("cpu", "cuda") and backend != device) or (
+        backend == "triton" and device == "cpu" and not _interpreting()
     ):
         raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
-    return _triton()[op] if backend == "triton" else _registry.overloads("randfuse")[op]
+    if backend == "triton":
+        _triton()
+    kernels = "randfuse_triton" if backend == "triton" else "randfuse"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _registry.transformable(kernels)[op]
+    return _registry.overloads(kernels)[op]
 
 
 def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
     if device == "cpu":
         return "reference" if _extension.problem else "cpu"
+    if device == "meta":  # shapes only: any registered op has them
+        return "reference" if _extension.problem else "meta"
     if device != "cuda":
         raise ValueError(f"{op}: tensors must be on the CPU or a CUDA device, got {device}")
     native = _extension.problem is None and _extension.build_info()["cuda"] and op in _registry.overloads("randfuse")
@@ -100,10 +108,8 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
     return "cuda" if native else "triton" if triton else "reference"
 
 
-def _triton() -> dict[str, Callable]:
-    from . import triton_kernels  # noqa: F401  registers torch.ops.randfuse_triton
-
-    return _registry.overloads("randfuse_triton")
+def _triton() -> None:
+    from . import triton_kernels  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.randfuse_triton
 
 
 def _interpreting() -> bool:

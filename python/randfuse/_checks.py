@@ -47,7 +47,10 @@ def probability(op: str, p: object, device: torch.device) -> None:
             raise ValueError(f"{op}: p must be a number or a 0-d floating tensor, got {tuple(p.shape)} {p.dtype}")
         if p.device.type != "cpu" and p.device != device:
             raise ValueError(f"{op}: p must be on {device} or the CPU, got {p.device}")
-        return
+        traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(p)
+        if p.device.type != "cpu" or traced:  # the kernel checks or clamps it
+            return
+        p = p.item()
     if isinstance(p, bool) or not isinstance(p, (int, float)):
         raise TypeError(f"{op}: p must be a number or a 0-d floating tensor, got {type(p).__name__}")
     if not 0.0 <= p <= 1.0:  # also refuses NaN

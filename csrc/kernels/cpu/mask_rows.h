@@ -54,7 +54,7 @@ template <class Body>
 inline void for_each_group(const MaskStream& m, int64_t cols, uint32_t threshold, int64_t begin,
                            int64_t end, Body&& body) {
   int64_t current = -1;
-  Row row;
+  Row row{};
   walk_groups(cols, m.col_offset, begin, end, [&](int64_t r, int64_t g, const Span& s) {
     if (r != current) {
       row = stream_row(m, r);

@@ -41,7 +41,7 @@ def judge(old: list[float], new: list[float], seed: int = 0) -> tuple[str, float
         verdict = "FAST"
     elif low > 1 and ratio > 1 + BAND:
         verdict = "SLOW"
-    elif 1 - BAND <= low and high <= 1 + BAND:
+    elif low >= 1 - BAND and high <= 1 + BAND:
         verdict = "SAME"
     else:
         verdict = "AMBIGUOUS"
@@ -77,7 +77,13 @@ def render(verdicts: list[Verdict]) -> str:
     for v in verdicts:
         shape = "x".join(map(str, v.row.shape))
         where = f"{v.row.op} {shape} {v.row.dtype} {v.row.phase} {v.row.threads}t {v.row.cache} {v.row.variant}"
-        change = "" if v.ratio is None else f"  {v.ratio:.3f} of the old time, 99 % interval [{v.low:.3f}, {v.high:.3f}]"
+<<<<<<< HEAD
+        change = (
+            "" if v.ratio is None else f"  {v.ratio:.3f} of the old time, 99 % interval [{v.low:.3f}, {v.high:.3f}]"
+        )
+=======
+        change = "" if v.ratio is None else f"  {v.ratio:.3f} of the old time, 99 % in [{v.low:.3f}, {v.high:.3f}]"
+>>>>>>> bench
         lines.append(f"{v.verdict:<9}  {where}{change}")
     counts = {name: sum(v.verdict == name for v in verdicts) for name in sorted({v.verdict for v in verdicts})}
     return "\n".join([*lines, ", ".join(f"{n} {name}" for name, n in counts.items())])

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..ops import dropout_linear
+from ..ops.dropout_linear import dropout_linear
 
 
 class DropoutLinear(nn.Linear):
-    """Equivalent to ``nn.Sequential(nn.Dropout(p), nn.Linear(in_features, out_features))``, with the state of `nn.Linear`.
+    """`nn.Dropout` and `nn.Linear` in one, with the state of `nn.Linear`.
+
+    Equivalent to: ``nn.Sequential(nn.Dropout(p), nn.Linear(in_features, out_features))``
 
     In training each forward draws a fresh key from torch's default generator, or takes the one it is given; in eval
     mode it is `nn.Linear`. `p` may be a 0-d tensor (see `DropoutSchedule`).

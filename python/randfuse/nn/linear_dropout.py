@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..ops import linear_dropout
+from ..ops.linear_dropout import linear_dropout
 
 
 class LinearDropout(nn.Linear):
-    """Equivalent to ``residual + nn.Dropout(p)(act(nn.Linear(in_features, out_features)(x)))``, with the state of `nn.Linear`.
+    """`nn.Linear`, an activation, `nn.Dropout` and a residual in one, with the state of `nn.Linear`.
+
+    Equivalent to: ``residual + nn.Dropout(p)(act(nn.Linear(in_features, out_features)(x)))``
 
     In training each forward draws a fresh key from torch's default generator, or takes the one it is given.
     `activation` is None, "relu", "gelu" or "silu"; `p` may be a 0-d tensor (see `DropoutSchedule`).

@@ -70,7 +70,7 @@ def dropout(
 def dropout_mask(
     shape: tuple[int, int], p: float | Tensor, *, key: Tensor, sample: int = 0, row_offset: int = 0, col_offset: int = 0
 ) -> Tensor:
-    """The mask that `dropout` and `dropout_linear` apply to a (rows, cols) input: bool, True = kept, on the key's device.
+    """The mask of `dropout` and `dropout_linear` for a (rows, cols) input: bool, True = kept, on the key's device.
 
     Equivalent to: ``lanes(key, rows, cols) >= round(p * 65536)`` with the 16-bit lanes of docs/streams.md.
 

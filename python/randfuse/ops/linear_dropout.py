@@ -34,7 +34,7 @@ def linear_dropout(
 ) -> Tensor:
     """Linear layer whose output is activated, dropped and added to a residual, in one pass over the output.
 
-    Equivalent to: ``residual + F.dropout(act(F.linear(x, weight, bias)), p)``, with a mask that is a function of the key
+    Equivalent to: ``residual + F.dropout(act(F.linear(x, weight, bias)), p)``, the mask being a function of the key
 
     No mask is stored; the pre-activation is kept for backward only where an activation needs it.
 
@@ -52,7 +52,7 @@ def linear_dropout(
         (…, N), of the dtype of x.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, device, shape, probability, key, activation or offset, named in the message.
+        TypeError, ValueError: a wrong dtype, device, shape, probability, key, activation or offset, as it says.
 
     >>> x, w, r = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4)
     >>> torch.equal(linear_dropout(x, w, p=1.0, residual=r), r)

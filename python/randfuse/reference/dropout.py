@@ -1,4 +1,4 @@
-"""Reference of `dropout` and `dropout_mask`: y = x * scale where the stream's lane is not below the threshold, else 0."""
+"""Reference of `dropout` and `dropout_mask`: x * scale where the stream's lane reaches the threshold, else 0."""
 
 from __future__ import annotations
 

@@ -1,0 +1,55 @@
+"""Choice of kernels: forcing, reasons, the dispatch table."""
+
+from __future__ import annotations
+
+import pytest
+import randfuse
+import torch
+from randfuse import _backends, _table
+
+
+def test_use_backend_nests_and_restores():
+    assert _backends._forced == "auto"
+    with randfuse.use_backend("reference"):
+        with randfuse.use_backend("auto"):
+            assert _backends._forced == "auto"
+        assert _backends._forced == "reference"
+    with pytest.raises(KeyError), randfuse.use_backend("reference"):
+        raise KeyError
+    assert _backends._forced == "auto"
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="^use_backend: backend must be one of auto, .*, got 'gpu'"):
+        randfuse.use_backend("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_missing_backends_say_why_and_what_to_do(backend):
+    with pytest.raises(RuntimeError, match=f"^use_backend: backend must be available, got '{backend}': .+"):
+        randfuse.use_backend(backend)
+
+
+@pytest.mark.parametrize(("op", "shapes", "dtype", "backend"), [
+    ("dropout_linear", ((64, 4096), (16, 4096)), torch.bfloat16, "cuda"),
+    ("dropout_linear", ((64, 4096), (1024, 4096)), torch.bfloat16, "triton"),
+    ("dropout_linear", ((64, 4096), (4096, 4096)), torch.bfloat16, "cuda"),
+    ("dropout_linear", ((64, 4096), (1024, 4096)), torch.float32, "cuda"),
+    ("dropout_linear", ((64, 4096), (16, 4096)), torch.float32, "triton"),
+    ("dropout_linear_dgrad", ((64, 1024), (1024, 4096)), torch.float16, "triton"),
+    ("dropout_linear_wgrad", ((64, 1024), (64, 4096)), torch.float16, "triton"),
+    ("dropout_linear_wgrad", ((64, 128), (64, 4096)), torch.float16, "cuda"),
+    ("linear_dropout", ((64, 1024), (4096, 1024)), torch.bfloat16, "triton"),
+    ("linear_dropout", ((64, 4096), (1024, 4096)), torch.bfloat16, "cuda"),
+    ("dropout", ((64, 4096), ()), torch.bfloat16, "cuda"),
+])  # fmt: skip
+def test_table(op, shapes, dtype, backend):
+    assert _table.choose(op, tuple(torch.empty(s, dtype=dtype, device="meta") for s in shapes)) == backend
+
+
+def test_every_entry_carries_its_evidence():
+    for entry in _table.TABLE:
+        assert entry.backend in ("cuda", "triton")
+        assert len(entry.evidence) > 40, "an entry says how we know"
+        assert set(entry.ops) <= set(randfuse.reference.FUNCTIONS)

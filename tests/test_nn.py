@@ -1,0 +1,100 @@
+"""Layers: state of what they replace, train and eval, keys, schedules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import randfuse
+import torch
+from randfuse.testing import assert_bitwise_equal
+from torch import nn
+
+LAYERS = [
+    lambda **k: randfuse.nn.DropoutLinear(20, 7, **k),
+    lambda **k: randfuse.nn.LinearDropout(20, 7, activation="gelu", **k),
+]
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_state_is_that_of_linear(make):
+    layer, linear = make(p=0.3), nn.Linear(20, 7)
+    assert list(layer.state_dict()) == list(linear.state_dict())
+    layer.load_state_dict(linear.state_dict())
+    linear.load_state_dict(layer.state_dict())
+    assert isinstance(layer, nn.Linear)
+    assert "p=0.3" in repr(layer)
+
+
+def test_eval_is_the_plain_layer():
+    x = torch.randn(3, 20)
+    layer = LAYERS[0](p=0.9).eval()
+    assert_bitwise_equal(layer(x), nn.Linear.forward(layer, x))
+    layer = LAYERS[1](p=0.9).eval()
+    assert_bitwise_equal(layer(x, residual=torch.ones(3, 7)), 1 + nn.functional.gelu(nn.Linear.forward(layer, x)))
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_training_draws_a_key_or_takes_one(make):
+    x, layer = torch.randn(3, 20), make(p=0.5)
+    assert not torch.equal(layer(x), layer(x))
+    assert_bitwise_equal(layer(x, key=randfuse.key(1)), layer(x, key=randfuse.key(1)))
+    torch.manual_seed(2)
+    a = layer(x)
+    torch.manual_seed(2)
+    assert_bitwise_equal(layer(x), a)
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_copies_and_pickles(make):
+    layer, x, key = make(p=torch.tensor(0.3)), torch.randn(3, 20), randfuse.key(4)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_bitwise_equal(twin(x, key=key), layer(x, key=key))
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_bad_p(make):
+    with pytest.raises(ValueError, match=r"^(DropoutLinear|LinearDropout): p must be in \[0, 1\], got 1.5"):
+        make(p=1.5)
+
+
+@pytest.mark.parametrize(("mode", "values"), [
+    ("early", [0.4, 0.4, 0.4, 0.4, 0, 0]), ("late", [0, 0, 0, 0, 0.4, 0.4]),
+    ("linear", [0.4, 0.3, 0.2, 0.1, 0, 0]), ("constant", [0.4] * 6),
+])  # fmt: skip
+def test_schedule(mode, values):
+    model = nn.Sequential(LAYERS[0](p=0.1), nn.ReLU(), randfuse.nn.DropoutLinear(7, 3))
+    schedule = randfuse.nn.DropoutSchedule(model, p=0.4, steps=4, mode=mode)
+    storage, seen = schedule.p.data_ptr(), []
+    for _ in values:
+        seen.append(float(model[0].p))
+        kept = (model[0](torch.ones(4, 20)).requires_grad_(), schedule.step())
+        assert kept[1] == pytest.approx(schedule.value(schedule.count))
+    assert seen == pytest.approx(values)
+    assert model[0].p is model[2].p is schedule.p
+    assert schedule.p.data_ptr() == storage, "a change of p reallocates nothing"
+    other = randfuse.nn.DropoutSchedule(model, p=0.4, steps=4, mode=mode)
+    other.load_state_dict(schedule.state_dict())
+    assert float(other.p) == float(schedule.p)
+
+
+def test_scheduled_p_reaches_the_kernel():
+    model = nn.Sequential(randfuse.nn.DropoutLinear(64, 64, bias=False))
+    nn.init.eye_(model[0].weight)
+    schedule = randfuse.nn.DropoutSchedule(model, p=0.5, steps=1, mode="early")
+    x = torch.ones(64, 64)
+    assert 0.4 < float((model(x) == 0).float().mean()) < 0.6
+    schedule.step()
+    assert_bitwise_equal(model(x), x)
+
+
+@pytest.mark.parametrize(("kwargs", "message"), [
+    ({"p": 1.5}, r"p must be in \[0, 1\], got 1.5"), ({"steps": 0}, "steps must be at least 1, got 0"),
+    ({"mode": "cosine"}, "mode must be 'early', 'late', 'linear' or 'constant', got 'cosine'"),
+    ({"model": nn.Linear(2, 2)}, "model must have a layer of randfuse.nn with a p, got none"),
+])  # fmt: skip
+def test_schedule_errors(kwargs, message):
+    arguments = {"model": randfuse.nn.DropoutLinear(2, 2), "p": 0.1, "steps": 3} | kwargs
+    with pytest.raises(ValueError, match=f"^DropoutSchedule: {message}"):
+        randfuse.nn.DropoutSchedule(**arguments)
