@@ -8,6 +8,11 @@
 #include "checks.h"
 #include "dropout.h"
 
+#ifdef RANDFUSE_CUDA
+#include "../kernels/cuda/dropout_linear.h"
+#include "cuda.h"
+#endif
+
 namespace randfuse {
 namespace {
 
@@ -114,6 +119,19 @@ void check_operands(const char* op, const char* name, const Tensor& grad, const 
   check_like(op, other, b, grad);
 }
 
+void check_dgrad(const char* op, const Tensor& grad, const Tensor& weight) {
+  check_operands(op, "grad", grad, "weight", weight);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == grad.size(-1), op,
+                    ": weight must have shape (N=", grad.size(-1), ", K), got ", weight.sizes());
+}
+
+void check_wgrad(const char* op, const Tensor& grad, const Tensor& x) {
+  check_operands(op, "grad", grad, "x", x);
+  TORCH_CHECK_VALUE(x.dim() >= 1 && rows_of(grad).rows == rows_of(x).rows, op,
+                    ": x must have as many rows as grad = ", rows_of(grad).rows, ", got ",
+                    rows_of(x).rows);
+}
+
 Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                           const Tensor& key, double p, const OptionalTensor& p_tensor,
                           int64_t row_offset, int64_t col_offset) {
@@ -133,10 +151,8 @@ Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalT
 Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, double p,
                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "dropout_linear_dgrad";
-  check_operands(op, "grad", grad, "weight", weight);
+  check_dgrad(op, grad, weight);
   const Rows shape = rows_of(grad);
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == shape.cols, op,
-                    ": weight must have shape (N=", shape.cols, ", K), got ", weight.sizes());
   const KeyedStream stream =
       mask_stream(op, key, grad.device(), shape.rows, weight.size(1), 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
@@ -154,10 +170,8 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
 Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double p,
                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "dropout_linear_wgrad";
-  check_operands(op, "grad", grad, "x", x);
+  check_wgrad(op, grad, x);
   const Rows shape = rows_of(x), outer = rows_of(grad);
-  TORCH_CHECK_VALUE(x.dim() >= 1 && outer.rows == shape.rows, op,
-                    ": x must have as many rows as grad = ", outer.rows, ", got ", shape.rows);
   const KeyedStream stream =
       mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
@@ -189,5 +203,118 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("dropout_linear_dgrad", dgrad_cpu);
   m.impl("dropout_linear_wgrad", wgrad_cpu);
 }
+
+#ifdef RANDFUSE_CUDA
+
+namespace {
+
+// The kernels for narrow weights take what their tiles and tensor cores take. Every such shape goes
+// to them: by the byte counts at the top of dropout_linear.cuh they move 2MK bytes where the
+// dropped copy costs 4MK more. A measured crossover replaces this rule once it has run on a GPU.
+bool narrow_cuda(const Tensor& x, int64_t m, int64_t n, int64_t k) {
+  return m > 0 && 0 < n && n <= cuda::kMaxN && k > 0 && x.scalar_type() != at::kFloat;
+}
+
+// One of the three products; of x, weight and grad the two that it has are defined.
+Tensor narrow_product(cuda::Product product, int64_t m, int64_t n, int64_t k, const Tensor& x,
+                      const Tensor& weight, const Tensor& grad, const OptionalTensor& bias,
+                      const MaskStream& stream, const cuda::RateSource& rate) {
+  const Tensor& like = x.defined() ? x : grad;
+  const Tensor y = at::empty(
+      {product == cuda::Product::kWgrad ? n : m, product == cuda::Product::kForward ? n : k},
+      like.options());
+  const Tensor b = bias.has_value() ? bias->contiguous() : Tensor();
+  int64_t floats = 0;
+  C10_CUDA_CHECK(cuda::dropout_linear_workspace(product, m, n, k, stream.col_offset, &floats));
+  const Tensor workspace = at::empty({floats}, like.options().dtype(at::kFloat));
+  dispatch_cuda_float(like, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, float>) {  // narrow_cuda
+      cuda::DropoutLinearArgs<T> a{};
+      a.m = m, a.n = n, a.k = k, a.out = out<T>(y), a.workspace = out<float>(workspace);
+      if (x.defined()) a.x = in<T>(x), a.x_stride = row_stride(x);
+      if (weight.defined()) a.weight = in<T>(weight), a.weight_stride = row_stride(weight);
+      if (grad.defined()) a.grad = in<T>(grad), a.grad_stride = row_stride(grad);
+      if (b.defined()) a.bias = in<T>(b);
+      a.stream = stream, a.rate = rate;
+      C10_CUDA_CHECK(cuda::launch_dropout_linear(product, a, c10::cuda::getCurrentCUDAStream()));
+    }
+  });
+  return y;
+}
+
+Tensor dropped_cuda(const Tensor& x, const MaskStream& stream, const cuda::RateSource& rate) {
+  const Tensor y = at::empty(x.sizes(), x.options());
+  drop_rows_cuda(x, y, stream, rate);
+  return y;
+}
+
+Tensor dropout_linear_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                           const Tensor& key, double p, const OptionalTensor& p_tensor,
+                           int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "dropout_linear";
+  check_linear(op, x, weight, bias);
+  const Rows shape = rows_of(x);
+  const int64_t n = weight.size(0);
+  const KeyedStream stream =
+      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const CudaScope scope(x);
+  const CudaRate rate(op, p, p_tensor, x.device());
+  const Tensor matrix = matrix_of(x);
+  const Tensor y = narrow_cuda(x, shape.rows, n, shape.cols)
+                       ? narrow_product(cuda::Product::kForward, shape.rows, n, shape.cols, matrix,
+                                        matrix_of(weight), Tensor(), bias, stream, rate)
+                       : at::linear(dropped_cuda(matrix, stream, rate), weight, bias);
+  return y.view(with_last(x, n));
+}
+
+Tensor dgrad_cuda(const Tensor& grad, const Tensor& weight, const Tensor& key, double p,
+                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "dropout_linear_dgrad";
+  check_dgrad(op, grad, weight);
+  const Rows shape = rows_of(grad);
+  const int64_t k = weight.size(1);
+  const KeyedStream stream =
+      mask_stream(op, key, grad.device(), shape.rows, k, 1, 0, row_offset, col_offset);
+  const CudaScope scope(grad);
+  const CudaRate rate(op, p, p_tensor, grad.device());
+  Tensor dx;
+  if (narrow_cuda(grad, shape.rows, shape.cols, k)) {
+    dx = narrow_product(cuda::Product::kDgrad, shape.rows, shape.cols, k, Tensor(),
+                        matrix_of(weight), matrix_of(grad), {}, stream, rate);
+  } else {
+    dx = at::mm(grad.reshape({shape.rows, shape.cols}), weight).contiguous();
+    drop_rows_cuda(dx, dx, stream, rate);  // in place: one pass over what the product just wrote
+  }
+  return dx.view(with_last(grad, k));
+}
+
+Tensor wgrad_cuda(const Tensor& grad, const Tensor& x, const Tensor& key, double p,
+                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "dropout_linear_wgrad";
+  check_wgrad(op, grad, x);
+  const Rows shape = rows_of(x), outer = rows_of(grad);
+  const KeyedStream stream =
+      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const CudaScope scope(x);
+  const CudaRate rate(op, p, p_tensor, x.device());
+  const Tensor matrix = matrix_of(x);
+  if (narrow_cuda(grad, shape.rows, outer.cols, shape.cols)) {
+    return narrow_product(cuda::Product::kWgrad, shape.rows, outer.cols, shape.cols, matrix,
+                          Tensor(), matrix_of(grad), {}, stream, rate);
+  }
+  const Tensor g = grad.reshape({outer.rows, outer.cols});
+  return at::mm(g.t(), dropped_cuda(matrix, stream, rate)).contiguous();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(randfuse, CUDA, m) {
+  m.impl("dropout_linear", dropout_linear_cuda);
+  m.impl("dropout_linear_dgrad", dgrad_cuda);
+  m.impl("dropout_linear_wgrad", wgrad_cuda);
+}
+
+#endif  // RANDFUSE_CUDA
 
 }  // namespace randfuse

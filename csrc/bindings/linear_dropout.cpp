@@ -17,6 +17,11 @@
 #include "../kernels/cpu/dropout.h"
 #include "checks.h"
 
+#ifdef RANDFUSE_CUDA
+#include "../kernels/cuda/linear_dropout.h"
+#include "cuda.h"
+#endif
+
 namespace randfuse {
 namespace {
 
@@ -63,6 +68,14 @@ void check_residual(const char* op, const OptionalTensor& residual, const Tensor
                     ", got ", residual->sizes());
 }
 
+void check_grad(const char* op, const Tensor& grad, const Tensor& z, std::string_view activation) {
+  check_float(op, "grad", grad);
+  check_activation(op, activation);
+  check_like(op, "z", z, grad);
+  TORCH_CHECK_VALUE(z.sizes() == grad.sizes(), op, ": z must have shape ", grad.sizes(), ", got ",
+                    z.sizes());
+}
+
 Tensor act_dropout_cpu(const Tensor& z, const OptionalTensor& residual, c10::string_view activation,
                        const Tensor& key, double p, const OptionalTensor& p_tensor,
                        int64_t row_offset, int64_t col_offset) {
@@ -83,11 +96,7 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
                             const Tensor& key, double p, const OptionalTensor& p_tensor,
                             int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "act_dropout_grad";
-  check_float(op, "grad", grad);
-  check_activation(op, activation);
-  check_like(op, "z", z, grad);
-  TORCH_CHECK_VALUE(z.sizes() == grad.sizes(), op, ": z must have shape ", grad.sizes(), ", got ",
-                    z.sizes());
+  check_grad(op, grad, z, activation);
   const Rows shape = rows_of(grad);
   const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
                                          kOutputDropout, 0, row_offset, col_offset);
@@ -156,5 +165,99 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("act_dropout", act_dropout_cpu);
   m.impl("act_dropout_grad", act_dropout_grad_cpu);
 }
+
+#ifdef RANDFUSE_CUDA
+
+namespace {
+
+cuda::Activation activation_of(std::string_view name) {  // check_activation has refused the rest
+  return name == "relu"   ? cuda::Activation::kRelu
+         : name == "gelu" ? cuda::Activation::kGelu
+         : name == "silu" ? cuda::Activation::kSilu
+                          : cuda::Activation::kNone;
+}
+
+// out_ = other + D(act(z)), or act'(z) * D(other); out_ contiguous and possibly z.
+void elementwise_cuda(bool derivative, const Tensor& z, const OptionalTensor& other,
+                      std::string_view activation, const Tensor& out_, const MaskStream& stream,
+                      const cuda::RateSource& rate) {
+  const Tensor zm = matrix_of(z), om = other.has_value() ? matrix_of(*other) : Tensor();
+  dispatch_cuda_float(z, [&](auto type) {
+    using T = decltype(type);
+    cuda::ActDropoutArgs<T> a{};
+    a.z = in<T>(zm), a.z_stride = row_stride(zm);
+    if (om.defined()) a.other = in<T>(om), a.other_stride = row_stride(om);
+    a.out = out<T>(out_), a.rows = zm.size(0), a.cols = zm.size(1);
+    a.activation = activation_of(activation), a.stream = stream, a.rate = rate;
+    const cudaStream_t queue = c10::cuda::getCurrentCUDAStream();
+    C10_CUDA_CHECK(derivative ? cuda::launch_act_dropout_grad(a, queue)
+                              : cuda::launch_act_dropout(a, queue));
+  });
+}
+
+Tensor act_dropout_cuda(const Tensor& z, const OptionalTensor& residual,
+                        c10::string_view activation, const Tensor& key, double p,
+                        const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "act_dropout";
+  check_float(op, "z", z);
+  check_activation(op, activation);
+  check_residual(op, residual, z, z.sizes());
+  const Rows shape = rows_of(z);
+  const KeyedStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
+  const CudaScope scope(z);
+  const CudaRate rate(op, p, p_tensor, z.device());
+  const Tensor y = at::empty(z.sizes(), z.options());
+  elementwise_cuda(false, z, residual, activation, y, stream, rate);
+  return y;
+}
+
+Tensor act_dropout_grad_cuda(const Tensor& grad, const Tensor& z, c10::string_view activation,
+                             const Tensor& key, double p, const OptionalTensor& p_tensor,
+                             int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "act_dropout_grad";
+  check_grad(op, grad, z, activation);
+  const Rows shape = rows_of(grad);
+  const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
+                                         kOutputDropout, 0, row_offset, col_offset);
+  const CudaScope scope(grad);
+  const CudaRate rate(op, p, p_tensor, grad.device());
+  const Tensor dz = at::empty(grad.sizes(), grad.options());
+  elementwise_cuda(true, z, grad, activation, dz, stream, rate);
+  return dz;
+}
+
+std::tuple<Tensor, Tensor> linear_dropout_cuda(const Tensor& x, const Tensor& weight,
+                                               const OptionalTensor& bias,
+                                               const OptionalTensor& residual,
+                                               c10::string_view activation, bool save_preact,
+                                               const Tensor& key, double p,
+                                               const OptionalTensor& p_tensor, int64_t row_offset,
+                                               int64_t col_offset) {
+  constexpr const char* op = "linear_dropout";
+  check_linear(op, x, weight, bias);
+  check_activation(op, activation);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  check_residual(op, residual, x, shape);
+  const KeyedStream stream = mask_stream(op, key, x.device(), rows_of(x).rows, weight.size(0),
+                                         kOutputDropout, 0, row_offset, col_offset);
+  const CudaScope scope(x);
+  const CudaRate rate(op, p, p_tensor, x.device());
+  const Tensor z = at::linear(x, weight, bias).contiguous();
+  const Tensor y = save_preact ? at::empty(shape, x.options()) : z;
+  elementwise_cuda(false, z, residual, activation, y, stream, rate);
+  return {y, save_preact ? z : at::empty({0}, x.options())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(randfuse, CUDA, m) {
+  m.impl("linear_dropout", linear_dropout_cuda);
+  m.impl("act_dropout", act_dropout_cuda);
+  m.impl("act_dropout_grad", act_dropout_grad_cuda);
+}
+
+#endif  // RANDFUSE_CUDA
 
 }  // namespace randfuse

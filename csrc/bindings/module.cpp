@@ -10,6 +10,15 @@
 #include "../kernels/common/streams.h"
 #include "../kernels/cpu/isa.h"
 
+#ifdef RANDFUSE_CUDA
+#include <cuda_runtime_api.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "../kernels/cuda/known_answers.h"
+#endif
+
 namespace py = pybind11;
 
 namespace {
@@ -54,6 +63,37 @@ std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox(int rounds, uint32_t c
   return {w.r[0], w.r[1], w.r[2], w.r[3]};
 }
 
+#ifdef RANDFUSE_CUDA
+// The same questions to the current device. question: 0 philox, 1 block, 2 lane, 3 fold_in.
+std::vector<uint32_t> cuda_known_answers(uint32_t question, uint32_t rounds,
+                                         const std::vector<uint32_t>& c, uint64_t key,
+                                         uint64_t data, uint32_t log2_width, int64_t count) {
+  if (question > 3 || c.size() != 4 || count < 1) {
+    throw std::invalid_argument("cuda_known_answers: needs question 0 to 3, 4 counters, count > 0");
+  }
+  const randfuse::cuda::KnownAnswerArgs args{static_cast<randfuse::cuda::Question>(question),
+                                             rounds,
+                                             {c[0], c[1], c[2], c[3]},
+                                             key,
+                                             data,
+                                             log2_width};
+  std::vector<uint32_t> answers(4 * count);
+  const size_t bytes = answers.size() * sizeof answers[0];
+  void* device = nullptr;
+  cudaError_t status = cudaMalloc(&device, bytes);
+  if (status == cudaSuccess) {
+    status =
+        randfuse::cuda::launch_known_answers(args, count, static_cast<uint32_t*>(device), nullptr);
+  }
+  if (status == cudaSuccess) {
+    status = cudaMemcpy(answers.data(), device, bytes, cudaMemcpyDeviceToHost);
+  }
+  cudaFree(device);
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+  return answers;
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -65,4 +105,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox4x32", &philox, "Known-answer hook: (rounds, c0, c1, c2, c3, k0, k1) -> four words");
   m.def("fold_in", &randfuse::fold_in, py::arg("key"), py::arg("data"),
         "Known-answer hook, unsigned 64 bits");
+#ifdef RANDFUSE_CUDA
+  m.def("cuda_known_answers", &cuda_known_answers, py::arg("question"), py::arg("rounds"),
+        py::arg("c"), py::arg("key"), py::arg("data"), py::arg("log2_width"), py::arg("count"),
+        "Known-answer hook of the device: 4 words per answer, see kernels/cuda/known_answers.h");
+#endif
 }

@@ -14,7 +14,7 @@ namespace randfuse {
 inline constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;  // multipliers
 inline constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;  // key increments
 
-struct Words {  // 128 random bits: r[0] is the least significant word
+struct alignas(16) Words {  // 128 bits: r[0] is the least significant word
   uint32_t r[4];
 };
 

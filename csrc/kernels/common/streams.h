@@ -57,6 +57,19 @@ RF_HD uint32_t lane16(const Words& b, uint32_t c) {
   return b.r[(c & 7u) >> 1] >> ((c & 1u) * 16u) & 0xFFFFu;
 }
 
+// The lane of column c for widths up to 32 bits.
+RF_HD uint32_t lane(const Words& b, uint64_t c, uint32_t log2_width) {
+  const uint32_t bit = static_cast<uint32_t>(c << log2_width) & 127u, width = 1u << log2_width;
+  return b.r[bit >> 5] >> (bit & 31u) & (0xFFFFFFFFu >> (32u - width));
+}
+
+// A word of a 16-bit block decides two neighbouring columns: 0xFFFF where the column is kept, the
+// mask to AND with a pair of 16-bit values.
+RF_HD uint32_t keep_pair(uint32_t word, uint32_t threshold) {
+  return ((word & 0xFFFFu) >= threshold ? 0x0000FFFFu : 0u) |
+         ((word >> 16) >= threshold ? 0xFFFF0000u : 0u);
+}
+
 RF_HD uint64_t fold_in(uint64_t key, uint64_t data) {
   const Words b = philox4x32<kWordRounds>(
       static_cast<uint32_t>(data), static_cast<uint32_t>(data >> 32), 0u, 0x01000007u,

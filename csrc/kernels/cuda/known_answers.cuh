@@ -1,0 +1,38 @@
+// One thread per answer. Not a fast kernel: it shows that the device compiles the streams to the
+// words of the specification.
+#pragma once
+#include "device.cuh"
+#include "known_answers.h"
+
+namespace randfuse::cuda {
+
+template <int kRounds>
+RF_DEVICE Words known_answer(const KnownAnswerArgs& a, int64_t index) {
+  const uint32_t k0 = static_cast<uint32_t>(a.key), k1 = static_cast<uint32_t>(a.key >> 32);
+  switch (a.question) {
+    case Question::kPhilox:
+      return philox4x32<kRounds>(a.c[0], a.c[1], a.c[2], a.c[3], k0, k1);
+    case Question::kBlock:
+      return block<kRounds>(a.key, a.c[1], a.c[0], a.c[2], a.c[3]);
+    case Question::kLane: {
+      const uint64_t column = a.data + static_cast<uint64_t>(index);
+      const uint32_t j = static_cast<uint32_t>(column >> (7 - a.log2_width));
+      const Words b = block<kRounds>(a.key, a.c[1], j, a.c[2], a.c[3]);
+      return {{lane(b, column, a.log2_width), 0, 0, 0}};
+    }
+    default: {
+      const uint64_t folded = fold_in(a.key, a.data);
+      return {{static_cast<uint32_t>(folded), static_cast<uint32_t>(folded >> 32), 0, 0}};
+    }
+  }
+}
+
+__global__ void known_answers_kernel(const KnownAnswerArgs a, int64_t count, uint32_t* answers) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const Words w = a.rounds == kMaskRounds ? known_answer<kMaskRounds>(a, i)
+                                          : known_answer<kWordRounds>(a, i);
+  for (int r = 0; r < 4; ++r) answers[4 * i + r] = w.r[r];
+}
+
+}  // namespace randfuse::cuda

@@ -1,0 +1,51 @@
+// The elementwise pass of linear_dropout.
+//
+//   y = residual + (keep ? act(z) * scale : 0)        dz = keep ? grad * scale * act'(z) : 0
+//
+// Floor: each operand is read once and the result written once, 6 bytes an element in bf16 with two
+// operands. The library's product cannot take this epilogue, so z is written and read once more
+// (4 bytes in bf16); the mask, the activation and the residual then cost nothing beyond that pass,
+// which eager makes three times. Grid and loads: map_rows.cuh.
+#pragma once
+#include "linear_dropout.h"
+#include "map_rows.cuh"
+
+namespace randfuse::cuda {
+
+template <Activation kAct>
+RF_DEVICE float act(float z) {
+  if constexpr (kAct == Activation::kRelu) return z > 0.0f || z != z ? z : 0.0f;  // NaN stays
+  if constexpr (kAct == Activation::kGelu) return 0.5f * z * (1.0f + erff(z * 0.70710678f));
+  if constexpr (kAct == Activation::kSilu) return z / (1.0f + expf(-z));
+  return z;
+}
+
+template <Activation kAct>
+RF_DEVICE float act_derivative(float z) {
+  if constexpr (kAct == Activation::kRelu) return z > 0.0f ? 1.0f : 0.0f;
+  if constexpr (kAct == Activation::kGelu) {  // Phi(z) + z phi(z)
+    return 0.5f * (1.0f + erff(z * 0.70710678f)) + z * 0.39894228f * expf(-0.5f * z * z);
+  }
+  if constexpr (kAct == Activation::kSilu) {
+    const float s = 1.0f / (1.0f + expf(-z));
+    return s * (1.0f + z * (1.0f - s));
+  }
+  return 1.0f;
+}
+
+template <class T, Activation kAct, bool kAligned>
+__global__ void __launch_bounds__(kThreads, kMapBlocks) act_dropout_kernel(const MapParams<T> p) {
+  map_rows<2, kAligned>(p, [](bool keep, float scale, float z, float residual) {
+    return residual + (keep ? act<kAct>(z) * scale : 0.0f);
+  });
+}
+
+template <class T, Activation kAct, bool kAligned>
+__global__ void __launch_bounds__(kThreads, kMapBlocks)
+    act_dropout_grad_kernel(const MapParams<T> p) {
+  map_rows<2, kAligned>(p, [](bool keep, float scale, float z, float grad) {
+    return keep ? grad * scale * act_derivative<kAct>(z) : 0.0f;
+  });
+}
+
+}  // namespace randfuse::cuda
