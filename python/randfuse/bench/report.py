@@ -85,6 +85,7 @@ def picture(op: str, groups: list[list[Row]]) -> bytes:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(0.7, longest**1.2 * 1.5)
+    axes.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks], fontsize=9)
