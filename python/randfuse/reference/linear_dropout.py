@@ -52,7 +52,8 @@ def act_dropout_grad(
     col_offset: int,
 ) -> Tensor:
     """d/dz of the above: D(grad * act'(z)); the mask selects last, so a dropped place is 0 whatever act' is there."""
-    product = times_derivative(*_wide(grad, z), activation)
+    gw, zw = _wide(grad, z)
+    product = times_derivative(gw, zw, activation)
     return dropout(product, key, p, p_tensor, streams.OUTPUT_DROPOUT, 0, row_offset, col_offset).to(grad.dtype)
 
 
