@@ -83,6 +83,14 @@ def test_dropped_nan_does_not_spread(device):
     assert not y[~mask].any()
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_gradient_is_zero_where_an_infinite_activation_was_dropped(device, activation):
+    key, shape = randfuse.key(2, device), (4, 70)
+    z, grad = torch.full(shape, float("inf"), device=device), torch.ones(shape, device=device)
+    dz = call("act_dropout_grad", grad, z, activation, key, 0.5, None, 0, 0)
+    assert not dz[~output_mask(shape, 0.5, key, device)].any()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck_to_second_order(device, activation):
     if device != "cpu":

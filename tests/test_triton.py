@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import randfuse
 import torch
@@ -31,8 +32,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KAT = Path(__file__).parent / "kat" / "streams.txt"
 STREAM = {"p": 0.3, "p_tensor": None, "row_offset": 0, "col_offset": 0}
 
+# The interpreter of Triton 3.6 converts one-element arrays to scalars, which NumPy 2.3 deprecates and 2.4 refuses.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+BROKEN_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+
 if not INTERPRETING:
 
+    @pytest.mark.skipif(BROKEN_INTERPRETER, reason="Triton 3.6 interprets with NumPy below 2.4 only")
     def test_in_the_interpreter():
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
         run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
@@ -293,7 +299,7 @@ def test_linear_dropout_and_elementwise(device, dtype, sizes, activation):
 @on_device
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounding(device, dtype):
-    """At p = 0.5 the scale is 2, so residual + D(z) is exact but for one rounding, ties included: every bit is known."""
+    """At p = 0.5 the scale is 2, residual + D(z) rounds once, ties included: every bit is known."""
     torch.manual_seed(3)
     z, residual = (torch.randn(64, 64, device=device).to(dtype) for _ in range(2))
     stream = {**STREAM, "key": torch.tensor(1, device=device), "p": 0.5}

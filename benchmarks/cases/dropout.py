@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import randfuse
 import torch
@@ -28,7 +28,7 @@ class Dropout(Case):
     op = "dropout"
     letters = "rows,cols"
     differentiable = ("x",)
-    shapes = {
+    shapes: ClassVar = {
         "smoke": {"cpu": ((512, 4096),), "cuda": ((512, 4096),)},
         "default": {"cpu": ((512, 4096),), "cuda": ((512, 4096), (16384, 4096))},
         "full": {

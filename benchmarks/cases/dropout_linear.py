@@ -5,6 +5,8 @@ With few outputs (N up to some hundreds) the product is bound by the read of x, 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import randfuse
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ class DropoutLinear(Case):
     op = "dropout_linear"
     letters = "M,K,N"
     differentiable = ("x", "weight", "bias")
-    shapes = {
+    shapes: ClassVar = {
         "smoke": {"cpu": ((256, 1024, 256), (512, 4096, 16)), "cuda": ((2048, 4096, 16), (2048, 4096, 1024))},
         "default": {
             "cpu": ((512, 4096, 1024), (2048, 4096, 16)),

@@ -5,6 +5,8 @@ The least traffic is that of the plain product: activation and mask belong to it
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import randfuse
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ class LinearDropout(Case):
     op = "linear_dropout"
     letters = "M,K,N"
     differentiable = ("x", "weight", "bias")
-    shapes = {
+    shapes: ClassVar = {
         "smoke": {"cpu": ((256, 256, 1024),), "cuda": ((2048, 1024, 4096),)},
         "default": {"cpu": ((512, 1024, 4096),), "cuda": tuple((16384, 4096, n) for n in (1024, 4096, 11008))},
         "full": {
@@ -27,12 +29,10 @@ class LinearDropout(Case):
     }
 
     def setup(self, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-        m, k, n = shape
+        m, k, n = shape  # pre-activations come out near 1, where gelu bends
         return {
             "x": positive(m, k, dtype=dtype, device=device),
-            "weight": positive(
-                n, k, dtype=dtype, device=device, mean=1 / k
-            ),  # pre-activations about 1: gelu bends there
+            "weight": positive(n, k, dtype=dtype, device=device, mean=1 / k),
             "bias": positive(n, dtype=dtype, device=device, mean=0.1),
             "grad": positive(m, n, dtype=dtype, device=device),
         }

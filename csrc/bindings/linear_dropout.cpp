@@ -101,8 +101,11 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
   const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
                                          kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
-  const Tensor g = grad.contiguous(), pre = z.contiguous(),
-               dz = at::empty(grad.sizes(), grad.options());
+  const Tensor pre = z.contiguous(), dz = at::empty(grad.sizes(), grad.options());
+  // The mask comes last: it selects, so a dropped place is 0 whatever the derivative there.
+  const Tensor g = activation == "gelu"   ? at::gelu_backward(grad.contiguous(), pre)
+                   : activation == "silu" ? at::silu_backward(grad.contiguous(), pre)
+                                          : grad.contiguous();
   dispatch_float(grad, [&](auto type) {
     using T = decltype(type);
     auto args = arguments<T>(pre, dz, activation == "relu", stream, rate);
@@ -111,8 +114,6 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
         0, cpu::mask_groups(shape.rows, shape.cols, stream.col_offset), kGrain,
         [&](int64_t begin, int64_t end) { cpu::act_dropout_grad<T>(args, begin, end); });
   });
-  if (activation == "gelu") return at::gelu_backward(dz, pre);
-  if (activation == "silu") return at::silu_backward(dz, pre);
   return dz;
 }
 

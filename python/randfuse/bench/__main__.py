@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..testing import guard_onednn
-from . import BenchError, case, compare, report, results, run, table
+from . import BenchError, case, compare, env, report, results, run, table
 from .variants import BACKENDS, PLAIN, backend_problem
 
 # Large outputs come from fresh pages on every call, and the faults cost more than the kernel, unless glibc keeps its
@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--cold", dest="cold", action="store_true", default=True, help="evict caches first (default)")
     cache.add_argument("--hot", dest="cold", action="store_false", help="leave caches as the last call left them")
     p.add_argument("--out", type=Path, metavar="FILE.json", help="default: bench-out/<date>.json")
-    p.add_argument(
-        "--default-malloc", action="store_true", help="leave malloc alone: large outputs fault in every call"
-    )
+    p.add_argument("--default-malloc", action="store_true", help="leave malloc alone: large outputs fault")
 
     p = commands.add_parser("compare", help="FAST, SLOW, SAME or AMBIGUOUS for each row of two results")
     p.add_argument("old", type=Path)
@@ -108,18 +106,16 @@ def command_run(args: argparse.Namespace) -> int:
         raise BenchError("bench: the options must leave at least one case; see `list`")
     if args.device == "cpu":
         kept = all(os.environ.get(name) == value for name, value in MALLOC.items())
-        print(
-            "malloc: " + ("keeps large blocks, for all variants alike" if kept else "default, large outputs may fault")
-        )
-    found = run.run(cases, chosen)
+        print(f"malloc: {'keeps large blocks, for all variants alike' if kept else 'default, large outputs fault'}")
+        if warning := env.busy():
+            print(f"warning: {warning}")
     path = args.out or Path("bench-out") / f"{datetime.now(timezone.utc):%Y-%m-%dT%H%M%SZ}.json"
-    found.save(path)
+    found = run.run(cases, chosen, path)
     print(table.render(found))
     print(f"\n{found.environment['machine']}; {chosen.cache} caches; medians of {len(found.rows)} rows -> {path}")
     if found.interrupted:
         print("interrupted: the file holds the rows that were finished")
-        return 130
-    return 1 if any(row.wrong for row in found.rows) else 0
+    return found.status()
 
 
 def command_compare(args: argparse.Namespace) -> int:

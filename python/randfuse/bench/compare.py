@@ -77,9 +77,7 @@ def render(verdicts: list[Verdict]) -> str:
     for v in verdicts:
         shape = "x".join(map(str, v.row.shape))
         where = f"{v.row.op} {shape} {v.row.dtype} {v.row.phase} {v.row.threads}t {v.row.cache} {v.row.variant}"
-        change = (
-            "" if v.ratio is None else f"  {v.ratio:.3f} of the old time, 99 % interval [{v.low:.3f}, {v.high:.3f}]"
-        )
+        change = "" if v.ratio is None else f"  {v.ratio:.3f} of the old time, 99 % in [{v.low:.3f}, {v.high:.3f}]"
         lines.append(f"{v.verdict:<9}  {where}{change}")
     counts = {name: sum(v.verdict == name for v in verdicts) for name in sorted({v.verdict for v in verdicts})}
     return "\n".join([*lines, ", ".join(f"{n} {name}" for name, n in counts.items())])

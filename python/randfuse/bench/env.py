@@ -36,11 +36,20 @@ def capture(device: str) -> dict[str, Any]:
         "command": command_line(),
         "machine": machine(device),
         "cpu": cpu(),
-        "gpu": gpu() if device == "cuda" else None,
+        "gpu": gpu(torch.cuda.current_device()) if device == "cuda" else None,
         "versions": versions(),
         "commit": commit(),
+        "load": os.getloadavg()[0],
         "variables": {v: os.environ[v] for v in VARIABLES if v in os.environ},
     }
+
+
+def busy() -> str | None:
+    """A warning when other processes are using the CPUs: a barrier then waits for a thread that is not running."""
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if load < 0.3 * cpus:
+        return None
+    return f"the machine is busy (load {load:.1f} on {cpus} CPUs): CPU times will be too long, most of all short ones"
 
 
 def machine(device: str) -> str:
@@ -51,7 +60,7 @@ def machine(device: str) -> str:
 
 
 def command_line() -> str:
-    """The command as typed, with the module's name in place of its file."""
+    """The command as typed, the module's name in place of its file."""
     return " ".join(["python", "-m", "randfuse.bench", *sys.argv[1:]])
 
 
@@ -72,22 +81,23 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def gpu() -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+def gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory": properties.total_memory,
         "l2": properties.L2_cache_size,
-        **_nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit"),
+        **_nvidia_smi(f"GPU-{properties.uuid}"),
     }
 
 
-def _nvidia_smi(*names: str) -> dict[str, str]:
-    """Values that torch does not know; empty where the tool is not installed."""
+def _nvidia_smi(uuid: str) -> dict[str, str]:
+    """Driver, clocks and power, which torch does not know; empty where the tool is not installed."""
+    names = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
     try:
-        query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0"]
+        query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", f"--id={uuid}"]
         values = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
     except (OSError, subprocess.CalledProcessError):
         return {}
@@ -99,7 +109,7 @@ def versions() -> dict[str, str | None]:
         "randfuse": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+        "torch_cuda": torch.version.cuda,
         "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
         "os": platform.platform(),
         "extension": str(_extension.build_info()) if _extension.problem is None else None,

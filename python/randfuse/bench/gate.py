@@ -2,8 +2,9 @@
 
 Every variant runs forward and backward once. The decisions it took are read off the result in which dropped elements
 are zero; randfuse's must be the reference's, element by element, those of another sampler must have the right rate.
-The outputs and gradients must then be what the formula in float64 gives *for those decisions*, within the house
-tolerance (`randfuse.testing`), so one gate serves all variants, whatever their random numbers.
+The outputs and gradients must then be what the formula in float64 gives *for those decisions*, so one gate serves all
+variants, whatever their random numbers. randfuse is held to the house tolerance (`randfuse.testing`); of the others it
+is only asked whether they compute the same thing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from ..testing import assert_bitwise_equal, assert_close_to_float64
 from .case import Case, Forward, Inputs
+
+# torch.compile sums a bias gradient in plain float32, which costs up to ten times the error of PyTorch's cascade.
+BASELINE_FACTOR = 64.0
 
 
 class GateError(AssertionError):
@@ -36,13 +40,16 @@ def check(case: Case, forward: Forward, inputs: Inputs, *, expected: Tensor | No
             assert_bitwise_equal(kept, expected, name="decisions (True = kept)")
         elif not floor:
             _assert_rate(kept, case.p)
-        factor = kept.double() if floor else kept * case.scale(exactly=expected is not None)
+        scale = 1.0 if floor else case.scale(exactly=expected is not None)
+        factor = kept.double() * scale
         wide = {n: t.double() for n, t in inputs.items()}
         exact, exact_grads = gradients(case, lambda i: case.exact(i, factor), wide)
         same, same_grads = gradients(case, lambda i: case.exact(i, factor), inputs)
-        assert_close_to_float64(out, exact, same, name="output")
+        tolerance = 2.0 if expected is not None else BASELINE_FACTOR
+        assert_close_to_float64(out, exact, same, name="output", factor=tolerance)
         for name, grad in grads.items():
-            assert_close_to_float64(grad, exact_grads[name], same_grads[name], name=f"gradient of {name}")
+            title = f"gradient of {name}"
+            assert_close_to_float64(grad, exact_grads[name], same_grads[name], name=title, factor=tolerance)
     except AssertionError as error:
         raise GateError(str(error)) from error
 

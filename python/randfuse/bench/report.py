@@ -12,8 +12,17 @@ from . import BenchError
 from .results import Results, Row, ratios
 from .table import COLUMNS, cells, seconds
 
-# Okabe and Ito's palette: told apart with any colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#999999", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# Okabe and Ito's palette, told apart with any colour vision; a variant has the same colour in every picture.
+COLOURS = {
+    "eager": "#999999",
+    "native": "#F0E442",
+    "compile": "#E69F00",
+    "randfuse auto": "#0072B2",
+    "randfuse cpu": "#0072B2",
+    "randfuse cuda": "#56B4E9",
+    "randfuse triton": "#009E73",
+    "randfuse reference": "#CC79A7",
+}
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:84rem;padding:0 1rem;color:#1b1b1b}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
@@ -57,36 +66,33 @@ def _matplotlib() -> Any:
 
 
 def picture(op: str, groups: list[list[Row]]) -> bytes:
-    """PNG: for each case a bar a variant, its time as a multiple of the floor's, the nearer to the line the better."""
+    """PNG: for each case a bar a variant, its time as a multiple of the floor's; the nearer to the line the better."""
     plt = _matplotlib()
-    names = list(
-        dict.fromkeys(row.variant for rows in groups for row in rows if row.summary and row.variant != "floor")
-    )
-    colours = dict(zip(names, COLOURS, strict=False))
-    height = 0.8 / len(names)
-    figure, axes = plt.subplots(figsize=(9, 1.4 + len(groups) * (0.22 * len(names) + 0.18)), layout="constrained")
-    longest = 1.0
-    for at, rows in enumerate(groups):
-        for row in rows:
-            multiple = ratios(row, rows)["floor"]
-            if multiple is None or row.variant == "floor" or row.summary is None:
-                continue
-            y = at + height * (names.index(row.variant) - (len(names) - 1) / 2)
-            axes.barh(y, multiple, height * 0.92, color=colours[row.variant])
+    bars = [
+        [(row, m) for row in rows if row.variant in COLOURS and (m := ratios(row, rows)["floor"])] for rows in groups
+    ]
+    longest = max(multiple for group in bars for _, multiple in group)
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.2 * sum(len(group) + 1 for group in bars)), layout="constrained")
+    y, ticks, seen = 0, [], {}
+    for group in bars:
+        ticks.append((y + (len(group) - 1) / 2, _label(group[0][0])))
+        for row, multiple in group:
+            seen[row.variant] = axes.barh(y, multiple, 0.9, color=COLOURS[row.variant])
+            assert row.summary is not None, "a row with a ratio must have samples"
             axes.text(multiple, y, f" {multiple:.2f}  ({seconds(row.summary.median)})", va="center", fontsize=7.5)
-            longest = max(longest, multiple)
-    first = groups[0][0]
+            y += 1
+        y += 1
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlim(min(0.8, 1 / longest**0.1), longest**1.25 * 1.3)
+    axes.set_xlim(0.7, longest**1.2 * 1.5)
+    axes.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_yticks(range(len(groups)), [_label(rows[0]) for rows in groups])
-    axes.invert_yaxis()
-    axes.set_xlabel("time / floor (the same work without randomness = 1), log scale, lower is better")
-    axes.set_title(f"{op}, {first.device}, {first.cache} caches", loc="left")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[n]) for n in names]
-    axes.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks], fontsize=9)
+    axes.set_ylim(y - 1, -1)
+    axes.set_xlabel("time / floor, log scale; 1 is the same work without randomness, lower is better")
+    axes.set_title(f"{op}, {groups[0][0].device}, {groups[0][0].cache} caches", loc="left")
+    axes.legend(seen.values(), seen, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     buffer = io.BytesIO()
@@ -126,9 +132,8 @@ def page(results: Results, pictures: dict[str, bytes]) -> str:
         parts.append(_table(groups))
     parts.append("<h2>Environment</h2><dl>")
     parts += [f"<dt>{escape(k)}</dt><dd><code>{escape(str(v))}</code></dd>" for k, v in environment.items()]
-    parts += [
-        f"<dt>roofline, {escape(k)}</dt><dd><code>{escape(_rates(v))}</code></dd>" for k, v in results.roofline.items()
-    ]
+    for name, roof in results.roofline.items():
+        parts.append(f"<dt>roofline, {escape(name)}</dt><dd><code>{escape(_rates(roof))}</code></dd>")
     return "\n".join(parts) + "</dl></html>\n"
 
 

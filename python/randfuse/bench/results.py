@@ -51,13 +51,17 @@ class Results:
     environment: dict[str, Any]
     roofline: dict[str, Any] = field(default_factory=dict)  # "cpu, 2 threads, cold" -> Roofline
     rows: list[Row] = field(default_factory=list)
-    interrupted: bool = False
+    interrupted: bool = False  # rows are missing
 
     def groups(self) -> dict[tuple, list[Row]]:
         found: dict[tuple, list[Row]] = {}
         for row in self.rows:
             found.setdefault(row.group, []).append(row)
         return found
+
+    def status(self) -> int:
+        """Exit status of a run: 130 when interrupted, 1 when a variant computed something wrong or impossible."""
+        return 130 if self.interrupted else int(any(row.wrong for row in self.rows))
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

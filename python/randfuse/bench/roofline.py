@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -55,7 +56,8 @@ def impossible(seconds: float, least: float) -> str | None:
     """The reason to reject a time below the roofline, or None."""
     if least <= TOLERANCE * seconds:
         return None
-    return f"impossible: check the byte count ({100 * least / seconds:.0f} % of the measured roofline)"
+    share = f"{100 * least / seconds:.0f} % of the measured roofline"
+    return f"impossible: check the byte count, and that nothing else ran ({share})"
 
 
 def _near(rates: dict[int, float], size: int) -> float:
@@ -70,14 +72,13 @@ def measure(clock: Clock, hot: Clock, device: str, dtypes: list[str], rounds: in
     for size in PROBE_BYTES[device]:
         source = torch.zeros(size // 4, device=device)
         target = torch.empty_like(source)
-        words = source.view(torch.int64)
-        read, copy, fill, dot = _best(
+        read, dot, copy, fill = _best(
             clock,
             rounds,
-            words.sum,
-            lambda target=target, source=source: target.copy_(source),
-            lambda target=target: target.fill_(1.0),
-            lambda source=source: torch.dot(source, source),  # on some CPUs faster than the sum
+            source.view(torch.int64).sum,
+            partial(torch.dot, source, source),  # on some CPUs faster than the sum
+            partial(target.copy_, source),
+            partial(target.fill_, 1.0),
         )
         roof.copy[2 * size] = 2 * size / copy
         roof.read[size] = size / min(read, dot, copy)
@@ -86,7 +87,7 @@ def measure(clock: Clock, hot: Clock, device: str, dtypes: list[str], rounds: in
         times = []
         for m, k, n in PROBE_MATMULS[device]:
             a, b = (torch.rand(shape, device=device).to(DTYPES[dtype]) for shape in ((m, k), (n, k)))
-            (best,) = _best(hot, rounds, lambda a=a, b=b: torch.nn.functional.linear(a, b))
+            (best,) = _best(hot, rounds, partial(torch.nn.functional.linear, a, b))
             times.append(best / (2 * m * k * n))
         roof.matmul[dtype] = 1 / min(times)
     return roof

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,10 +77,19 @@ def jobs(cases: dict[str, Case], options: Options) -> list[Job]:
     return [job for job in found if options.case in job.identifier]
 
 
-def run(cases: dict[str, Case], options: Options, clock: timing.Clock | None = None) -> Results:
-    """All rows; after Ctrl-C those that were finished, with `interrupted` set."""
+def run(
+    cases: dict[str, Case],
+    options: Options,
+    save: Path,
+    clock: timing.Clock | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Results:
+    """All rows; after Ctrl-C those that were finished. The file `save` is written after each group of rows.
+
+    `facts` join the environment; `clock` is for tests.
+    """
     planned = jobs(cases, options)
-    results = Results(env.capture(options.device))
+    results = Results({**env.capture(options.device), **(facts or {})}, interrupted=True)
     try:
         with Progress(len(planned) * len(options.threads)) as progress:
             for threads in options.threads:
@@ -89,9 +100,12 @@ def run(cases: dict[str, Case], options: Options, clock: timing.Clock | None = N
                 results.roofline[f"{options.device}, {threads} threads, {options.cache}"] = asdict(session.roof)
                 for rows in session.measure(planned, progress):
                     results.rows += rows
+                    results.save(save)
                     progress.step()
+        results.interrupted = False
     except KeyboardInterrupt:
-        results.interrupted = True
+        pass
+    results.save(save)
     return results
 
 

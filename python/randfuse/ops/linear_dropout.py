@@ -147,7 +147,7 @@ def _act_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     g, z, key, p_tensor = ctx.saved_tensors
     stream = (key, ctx.p, p_tensor, *ctx.offsets)
     dg = call("act_dropout_grad", grad, z, ctx.activation, *stream) if ctx.needs_input_grad[0] else None
-    dz = _masked(g, *stream) * _second_derivative(z, ctx.activation) * grad if ctx.needs_input_grad[1] else None
+    dz = _masked(g * _second_derivative(z, ctx.activation) * grad, *stream) if ctx.needs_input_grad[1] else None
     return dg, dz, *[None] * 6
 
 

@@ -51,10 +51,10 @@ def act_dropout_grad(
     row_offset: int,
     col_offset: int,
 ) -> Tensor:
-    """d/dz of the above: act'(z) * D(grad)."""
+    """d/dz of the above: D(grad * act'(z)); the mask selects last, so a dropped place is 0 whatever act' is there."""
     gw, zw = _wide(grad, z)
-    dropped = dropout(gw, key, p, p_tensor, streams.OUTPUT_DROPOUT, 0, row_offset, col_offset)
-    return times_derivative(dropped, zw, activation).to(grad.dtype)
+    product = times_derivative(gw, zw, activation)
+    return dropout(product, key, p, p_tensor, streams.OUTPUT_DROPOUT, 0, row_offset, col_offset).to(grad.dtype)
 
 
 def linear_dropout(
