@@ -11,6 +11,7 @@ PYTHON ?= python3
 HAS_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print(int(u.find_spec('torch') is not None))")
 PY := $(if $(filter 1,$(HAS_TORCH)),$(PYTHON),.venv/bin/python)
 
+CLANG_FORMAT := $(PY) -c "import sys, clang_format; sys.exit(clang_format.clang_format())"
 PIP := $(PY) -m pip --disable-pip-version-check
 CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h') csrc/sources.txt
 CXX_FILES := $(filter-out %.txt,$(CSOURCES))
@@ -34,13 +35,13 @@ gpu: .stamps/build-only
 lint: .stamps/build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run -Werror $(CXX_FILES)
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
 	$(PY) -m mypy
 
 format: .stamps/build
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m clang_format -i $(CXX_FILES)
+	$(CLANG_FORMAT) -i $(CXX_FILES)
 
 .venv/bin/python: requirements-dev.txt
 	$(PYTHON) -m venv .venv

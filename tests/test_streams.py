@@ -62,6 +62,26 @@ def test_known_answers_extension():
     assert seen >= 9, f"the file must hold philox and fold_in lines, got {seen}"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("answer", [a for a in ANSWERS if a.kind in ("philox", "fold_in", "block", "lanes")])
+def test_known_answers_cuda(answer):
+    """The device's answers; the questions are those of csrc/kernels/cuda/known_answers.h."""
+    ask, a = _extension.module().cuda_known_answers, answer.arguments
+    if answer.kind == "philox":
+        got = ask(0, a[0], list(a[1:5]), a[6] << 32 | a[5], 0, 0, 1)
+    elif answer.kind == "fold_in":
+        words = ask(3, 10, [0] * 4, a[0], a[1], 0, 1)
+        got = [words[1] << 32 | words[0]]
+    elif answer.kind == "block":
+        key, i, j, s, op, width, rounds = a
+        got = ask(1, rounds, [j, i, s, streams.domain_word(op, width)], key, 0, 0, 1)
+    else:
+        key, op, width, rounds, row, first, count = a
+        counter = [0, row, 0, streams.domain_word(op, width)]
+        got = ask(2, rounds, counter, key, first, width.bit_length() - 1, count)[::4]
+    assert list(got) == list(answer.answers)
+
+
 MUTATIONS = {
     "row and column swapped": lambda f: lambda j, i, s, d, k, r: f(i, j, s, d, k, r),
     "key halves swapped": lambda f: lambda j, i, s, d, k, r: f(j, i, s, d, (k >> 32 & 0xFFFFFFFF) | k << 32, r),
