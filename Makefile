@@ -11,6 +11,7 @@ PYTHON ?= python3
 HAS_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print(int(u.find_spec('torch') is not None))")
 PY := $(if $(filter 1,$(HAS_TORCH)),$(PYTHON),.venv/bin/python)
 
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 CLANG_FORMAT := $(PY) -c "import sys, clang_format; sys.exit(clang_format.clang_format())"
 PIP := $(PY) -m pip --disable-pip-version-check
 CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h') csrc/sources.txt
