@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import randfuse
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from randfuse.testing import assert_bitwise_equal
 from torch.utils.checkpoint import checkpoint

@@ -77,8 +77,8 @@ def stream(op_name, key, shape, p, p_tensor, row_offset, col_offset, sample=0, l
     device = key.device if like is None else like.device
     _checks.key_tensor(op_name, key, rows, device)
     _checks.stream_range(op_name, rows, cols, row_offset, col_offset, sample)
-    _checks.probability(op_name, p if p_tensor is None else p_tensor, device)
-    on_device = p_tensor is not None and p_tensor.device == device
+    on_device = p_tensor is not None and p_tensor.device == device  # the CPU too, for the interpreter
+    _checks.probability(op_name, p if p_tensor is None else p_tensor, device, read=not on_device)
     threshold = 0 if on_device else int(streams.threshold(p if p_tensor is None else p_tensor))
     return {
         "key_ptr": key.contiguous(),

@@ -40,15 +40,15 @@ def shape(op: str, name: str, x: Tensor, expected: tuple[int, ...], letters: str
         raise ValueError(f"{op}: {name} must have shape {letters} = {expected}, got {tuple(x.shape)}")
 
 
-def probability(op: str, p: object, device: torch.device) -> None:
-    """`p` is a number in [0, 1] or a 0-d floating tensor; a tensor's value is only read where that costs no sync."""
+def probability(op: str, p: object, device: torch.device, *, read: bool = True) -> None:
+    """`p` is a number in [0, 1] or a 0-d floating tensor, whose value is read if that costs no sync and `read` is true."""
     if isinstance(p, Tensor):
         if p.dim() != 0 or not p.is_floating_point():
             raise ValueError(f"{op}: p must be a number or a 0-d floating tensor, got {tuple(p.shape)} {p.dtype}")
         if p.device.type != "cpu" and p.device != device:
             raise ValueError(f"{op}: p must be on {device} or the CPU, got {p.device}")
         traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(p)
-        if p.device.type != "cpu" or traced:  # the kernel checks or clamps it
+        if p.device.type != "cpu" or traced or not read:  # the kernel checks or clamps it
             return
         p = p.item()
     if isinstance(p, bool) or not isinstance(p, (int, float)):
