@@ -41,7 +41,7 @@ def shape(op: str, name: str, x: Tensor, expected: tuple[int, ...], letters: str
 
 
 def probability(op: str, p: object, device: torch.device, *, read: bool = True) -> None:
-    """`p` is a number in [0, 1] or a 0-d floating tensor, whose value is read if that costs no sync and `read` is true."""
+    """`p` is a number in [0, 1] or a 0-d floating tensor, whose value is read where that costs no sync, if at all."""
     if isinstance(p, Tensor):
         if p.dim() != 0 or not p.is_floating_point():
             raise ValueError(f"{op}: p must be a number or a 0-d floating tensor, got {tuple(p.shape)} {p.dtype}")
