@@ -5,6 +5,7 @@
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
+#include "../kernels/cpu/isa.h"
 #include "checks.h"
 #include "dropout.h"
 
@@ -18,13 +19,12 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// Widest weight for which masking in registers beats a dropped copy and the library's product; the
-// measurement is in docs/measured.md ("CPU crossover of dropout_linear").
-constexpr int64_t kNarrow = 64;
-
-// Empty operands are the library's as well.
+// Widest weight for which masking in registers beats a dropped copy and the library's product,
+// which itself is compiled for more than our product knows; docs/measured.md, "Where dropout_linear
+// stops being narrow". Empty operands are the library's as well.
 bool narrow(const Tensor& x, int64_t n, int64_t k) {
-  return 0 < n && n <= kNarrow && k > 0 && x.scalar_type() != at::kDouble;
+  const int64_t widest = active_isa() == Isa::kAvx512 ? cpu::kMaxNarrow : 16;
+  return 0 < n && n <= widest && k > 0 && x.scalar_type() != at::kDouble;
 }
 
 // Dropped copy of a matrix, for the products that the library does best.
