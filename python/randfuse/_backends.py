@@ -52,10 +52,9 @@ def unavailable(backend: str) -> str | None:
     if backend == "cuda":
         if _extension.problem:
             return _extension.problem
-        if not _extension.build_info()["cuda"]:
-            return (
-                "the extension was built without CUDA; install a CUDA build of torch and nvcc, then reinstall randfuse"
-            )
+        info = _extension.build_info()
+        if not info["cuda"]:
+            return f"the extension was built without CUDA ({info['cuda_reason']}); then reinstall randfuse"
         return None if torch.cuda.is_available() else "torch sees no CUDA device"
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
