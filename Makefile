@@ -20,44 +20,55 @@ CXX_FILES := $(filter-out %.txt,$(CSOURCES))
 .PHONY: demo test bench gpu lint format clean
 .DELETE_ON_ERROR:
 
-demo: .stamps/build
+# What was built for one interpreter and torch is not taken for another.
+KEY := $(shell $(PYTHON) -c "import sys, importlib.metadata as m, importlib.util as u; \
+	print(sys.implementation.cache_tag, m.version('torch') if u.find_spec('torch') else 'venv', sep='-')")
+BUILD := .stamps/build-$(KEY)
+
+demo: $(BUILD)
 	$(PY) examples/demo.py
 
-test: .stamps/build
+test: $(BUILD)
 	$(PY) -m pytest
 
-bench: .stamps/build
+bench: $(BUILD)
 	$(PY) -m randfuse.bench run
 
-gpu: .stamps/build-only
+gpu: .stamps/only-$(KEY)
 	$(PY) -m pytest -m gpu
 	$(PY) benchmarks/gpu.py
 
-lint: .stamps/build
+lint: .stamps/lint-$(KEY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
 	$(PY) -m mypy
 
-format: .stamps/build
+format: .stamps/lint-$(KEY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
 
-.venv/bin/python: requirements-dev.txt
+.stamps/venv: requirements-dev.txt
+	mkdir -p .stamps
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip --disable-pip-version-check install --progress-bar off -r requirements-dev.txt
 	touch $@
 
-# The torch in use must be the one the extension is built with: no build isolation.
-.stamps/build: $(CSOURCES) setup.py pyproject.toml $(if $(filter 1,$(HAS_TORCH)),,.venv/bin/python)
+# The torch in use must be the one the extension is built with (no build isolation) and stays what it is.
+$(BUILD): $(CSOURCES) setup.py pyproject.toml $(if $(filter 1,$(HAS_TORCH)),,.stamps/venv)
 	mkdir -p .stamps
 	$(PIP) install -q "setuptools>=77" wheel ninja "pybind11>=2.13"
-	$(PIP) install -q --no-build-isolation -e ".[test,demo,lint]"
+	$(PIP) install -q --no-build-isolation -e ".[test,demo]" "torch==$$($(PY) -c 'import torch; print(torch.__version__)')"
+	touch $@
+
+.stamps/lint-$(KEY): $(BUILD)
+	$(PIP) install -q --no-build-isolation -e ".[lint]"
 	touch $@
 
 # Without network access: whatever the Python in use has must do.
-.stamps/build-only: $(CSOURCES) setup.py pyproject.toml
+.stamps/only-$(KEY): $(CSOURCES) setup.py pyproject.toml
+	$(PY) -c "import torch" || (echo "make gpu needs a Python with a CUDA build of torch: make gpu PYTHON=…"; exit 1)
 	mkdir -p .stamps
 	$(PIP) install --no-build-isolation --no-deps -e .
 	touch $@

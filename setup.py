@@ -7,13 +7,14 @@ those), RANDFUSE_BUILD_EXTENSION=0 for a pure-Python install, MAX_JOBS, DEBUG=1.
 from __future__ import annotations
 
 import os
-import shutil
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-DEFAULT_ARCHS = "8.0;9.0a;10.0+PTX"
 
 
 def sources(*kinds: str) -> list[str]:
@@ -21,8 +22,14 @@ def sources(*kinds: str) -> list[str]:
     return [f"csrc/{entry[1]}" for entry in lines if entry and entry[0] in kinds]
 
 
+def nvcc_version(cuda_home: str) -> tuple[int, int]:
+    out = subprocess.run([f"{cuda_home}/bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    major, minor = re.search(r"release (\d+)\.(\d+)", out).groups()
+    return int(major), int(minor)
+
+
 def cuda_reason() -> str:
-    """Why CUDA kernels are not built; empty when they are."""
+    """Why CUDA kernels are not built and what to do; empty when they are."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
@@ -33,9 +40,16 @@ def cuda_reason() -> str:
         return "switched off by RANDFUSE_BUILD_CUDA=0"
     reason = ""
     if torch.version.cuda is None:
-        reason = f"torch {torch.__version__} is a CPU build: install a CUDA build of torch"
-    elif CUDA_HOME is None or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"):
+        reason = f"torch {torch.__version__} has no CUDA: install a CUDA build of torch"
+    elif CUDA_HOME is None or not Path(CUDA_HOME, "bin/nvcc").exists():
         reason = "nvcc was not found: install the CUDA toolkit or set CUDA_HOME"
+    elif not Path(CUDA_HOME, "include/cuda_runtime_api.h").exists():
+        reason = f"{CUDA_HOME} has no CUDA headers: set CUDA_HOME to the toolkit"
+    elif nvcc_version(CUDA_HOME)[0] != int(torch.version.cuda.split(".")[0]):
+        major, minor = nvcc_version(CUDA_HOME)
+        reason = f"nvcc is {major}.{minor} and torch wants CUDA {torch.version.cuda}: install the matching toolkit"
+    elif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        reason = "the GPU is older than sm_80: the CPU and Triton kernels remain"
     if wish == "1" and reason:
         raise SystemExit(f"setup.py: RANDFUSE_BUILD_CUDA=1 needs CUDA, but {reason}")
     return reason
@@ -43,21 +57,27 @@ def cuda_reason() -> str:
 
 def cuda_archs() -> str:
     import torch
+    from torch.utils.cpp_extension import CUDA_HOME
 
-    wanted = os.environ.get("RANDFUSE_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if wanted:
-        return wanted
+    wanted = os.environ.get("RANDFUSE_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    archs = [a for a in wanted.replace(" ", ";").split(";") if a]
+    if not all(re.match(r"\d+\.\d", a) for a in archs):
+        raise SystemExit(f"setup.py: RANDFUSE_CUDA_ARCHS must read like 8.0;9.0a;10.0+PTX, got {wanted!r}")
+    kept = [a for a in archs if int(a.split(".")[0]) >= 8]  # images export lists that begin with 7.5
+    if kept:
+        return ";".join(kept)
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         return f"{major}.{minor}{'a' if major == 9 else ''}"
-    return DEFAULT_ARCHS
+    return "8.0;9.0a;10.0+PTX" if nvcc_version(CUDA_HOME) >= (12, 8) else "8.0+PTX;9.0a"
 
 
 def max_jobs() -> int:
     """One compiler a core, but no more than fit into memory at 3 GB each."""
     try:
-        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+        info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        memory = int(info["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):  # not Linux
         memory = 8 << 30
     return max(1, min(os.cpu_count() or 1, int(memory * 0.85) // (3 << 30)))
 
@@ -83,20 +103,22 @@ def extensions() -> tuple[list, dict]:
         macros += [("RANDFUSE_CUDA", "1"), ("RANDFUSE_CUDA_ARCHS", f'"{archs}"')]
     # -ffp-contract=off: results may not depend on whether a compiler fuses a multiply and an add.
     # gcc 12 warns of uninitialised values inside its own AVX-512 headers.
-    host = ["-O0" if debug else "-O3", "-g" if debug else "-g0", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"]
+    host = ["-O0" if debug else "-O3", "-g" if debug else "-g0", "-ffp-contract=off", "-fvisibility=hidden"]
     host += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: kernels run on one thread there
     kinds = ("cpu", "binding") if reason else ("cpu", "binding", "cuda")
     print(
         f"randfuse: torch {torch.__version__}, CPU kernels for baseline, AVX2 and AVX-512 (chosen at run time)\n"
         f"randfuse: CUDA kernels {'for ' + archs if archs else 'left out: ' + reason}\n"
-        f"randfuse: {os.environ['MAX_JOBS']} compilers at a time (MAX_JOBS)"
+        f"randfuse: {'threads by OpenMP' if openmp else 'one thread, no OpenMP'}, "
+        f"{os.environ['MAX_JOBS']} compilers at a time (MAX_JOBS)"
     )
     extension = (cpp_extension.CppExtension if reason else cpp_extension.CUDAExtension)(
         "randfuse._C",
         sources(*kinds),
         define_macros=macros,
-        extra_compile_args={"cxx": host, "nvcc": ["-O3", "-lineinfo", "--expt-relaxed-constexpr"]},
-        extra_link_args=["-fopenmp"],
+        extra_compile_args={"cxx": host + openmp, "nvcc": ["-O3", "-lineinfo", "--expt-relaxed-constexpr"]},
+        extra_link_args=openmp,
     )
     return [extension], {"build_ext": cpp_extension.BuildExtension}
 

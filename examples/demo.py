@@ -8,6 +8,7 @@ results agree within noise, what the layers cost, and that every backend makes t
 from __future__ import annotations
 
 import statistics
+import sys
 import sysconfig
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 import randfuse
 import torch
 import torch.nn.functional as F
-from randfuse import _backends
+from randfuse import _backends, testing
 from torch import Tensor, nn
 
 P, WIDTH, BATCH, SEEDS = 0.5, 1024, 512, (0, 1, 2)
@@ -54,8 +55,8 @@ def head(features: int, classes: int, fused: bool) -> nn.Sequential:
     """Two hidden layers with dropout before every product but the first."""
     if fused:
         first = randfuse.nn.LinearDropout(features, WIDTH, p=P, activation="relu")
-        second = randfuse.nn.LinearDropout(WIDTH, WIDTH, p=P, activation="relu")
-        return nn.Sequential(first, second, nn.Linear(WIDTH, classes))
+        hidden = nn.Linear(WIDTH, WIDTH)
+        return nn.Sequential(first, hidden, nn.ReLU(), randfuse.nn.DropoutLinear(WIDTH, classes, p=P))
     layers = [nn.Linear(features, WIDTH), nn.ReLU(), nn.Dropout(P), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(P)]
     return nn.Sequential(*layers, nn.Linear(WIDTH, classes))
 
@@ -131,9 +132,9 @@ def layer_times(rounds: int = 25) -> dict[str, tuple[float, float, float]]:
     return {name: tuple(statistics.median(s[3:]) for s in samples) for name, samples in times.items()}
 
 
-def decisions() -> list[tuple[str, str]]:
-    """For each backend: how many of its decisions differ from the reference's, or why it is not here."""
-    rows = []
+def decisions() -> tuple[list[tuple[str, str]], int]:
+    """For each backend: how many of its decisions differ from the reference's, or why it is not here; and the sum."""
+    rows, wrong = [], 0
     key, shape = randfuse.key(2026), (2000, 5000)
     with randfuse.use_backend("reference"):
         expected = randfuse.dropout_mask(shape, P, key=key)
@@ -145,8 +146,10 @@ def decisions() -> list[tuple[str, str]]:
         device = "cpu" if backend == "cpu" or not torch.cuda.is_available() else "cuda"
         with randfuse.use_backend(backend):
             mask = randfuse.dropout_mask(shape, P, key=key.to(device)).cpu()
-        rows.append((backend, f"{int((mask != expected).sum())} of {mask.numel():,} decisions differ"))
-    return rows
+        differ = int((mask != expected).sum())
+        wrong += differ
+        rows.append((backend, f"{differ} of {mask.numel():,} decisions differ"))
+    return rows, wrong
 
 
 def mean(values: list[float]) -> str:
@@ -181,7 +184,8 @@ def picture(curves: dict[str, tuple[list[float], list[float]]], layers: dict[str
     figure.savefig("demo.png", dpi=110)
 
 
-def main() -> None:
+def main() -> int:
+    testing.guard_onednn()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, p = {P}\n")
     jobs = {"digits": (digit_model, digits(), 150), "text": (text_model, text(), 150)}
     rows: list[tuple[str, str, str, str]] = []
@@ -201,11 +205,13 @@ def main() -> None:
     for name, slow_text, fast_text, ratio in rows:
         print(f"{name:34} {slow_text:>16} {fast_text:>16}   {ratio}")
     print("\nThe same decisions everywhere, against the plain-PyTorch reference:")
-    for backend, verdict in decisions():
+    verdicts, wrong = decisions()
+    for backend, verdict in verdicts:
         print(f"  {backend:10} {verdict}")
     picture(curves, layers)
     print("\nwrote demo.png")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

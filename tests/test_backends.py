@@ -19,6 +19,23 @@ def test_use_backend_nests_and_restores():
     assert _backends._forced == "auto"
 
 
+def test_one_instance_may_be_entered_again():
+    reference = randfuse.use_backend("reference")
+    with reference, reference:
+        pass
+    assert _backends._forced == "auto"
+
+
+def test_the_choice_for_cuda_tensors_can_be_compiled():
+    """No call in it may be opaque to the compiler: fullgraph would fail on every GPU."""
+
+    def chooses(x, w):
+        return x if _backends._auto("dropout_linear", "cuda", (x, w)) else w
+
+    x, w = torch.ones(4, 5), torch.ones(3, 5)
+    assert torch.compile(chooses, backend="eager", fullgraph=True)(x, w) is not None
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match="^use_backend: backend must be one of auto, .*, got 'gpu'"):
         randfuse.use_backend("gpu")

@@ -164,6 +164,10 @@ def test_vmap_refuses_a_batched_p():
         torch.vmap(lambda x, p: randfuse.dropout(x, p, key=randfuse.key(0)))(torch.ones(3, 4), torch.rand(3))
 
 
+def test_vmap_over_an_empty_batch():
+    assert torch.vmap(ops(randfuse.key(0))["dropout_linear"])(torch.ones(0, 5, 40)).shape == (0, 5, 7)
+
+
 def test_meta_tensors_have_shapes():
     x, w = torch.empty(4, 6, 40, device="meta"), torch.empty(7, 40, device="meta")
     assert randfuse.dropout_linear(x, w).shape == F.linear(x, w).shape

@@ -17,6 +17,7 @@ MODULES = [
     importlib.import_module(m.name)
     for package in (randfuse.ops, randfuse.nn)
     for m in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+    if "._" not in m.name
 ]
 
 

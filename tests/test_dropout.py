@@ -94,10 +94,11 @@ def test_extremes_and_tensor_p(device, p):
 
 def test_identity_draws_nothing(device):
     x = torch.randn(3, 3, device=device)
-    state = torch.get_rng_state()
+    rng_state = torch.cuda.get_rng_state if device == "cuda" else torch.get_rng_state
+    state = rng_state()
     assert randfuse.dropout(x, 0.0) is x
     assert randfuse.dropout(x, 0.5, training=False) is x
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(rng_state(), state)
 
 
 def test_calls_without_key_differ_and_follow_manual_seed(device):
@@ -193,15 +194,21 @@ def test_hundred_million_decisions_equal_the_reference():
     ({"key": torch.zeros(3, dtype=torch.int64)}, ValueError, "key must have a length that divides the 4 rows, got 3"),
     ({"key": torch.zeros(0, dtype=torch.int64)}, ValueError, "key must have a length that divides the 4 rows, got 0"),
     ({"key": torch.zeros((), dtype=torch.int64, device="meta")}, ValueError, "key must be on .*, got meta"),
+    ({"key": 3, "p": 0.0}, TypeError, "key must be an int64 Tensor .*, got int"),
+    ({"key": None, "generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
+    ({"row_offset": 1.5}, TypeError, "row_offset must be an int, got float"),
+    ({"col_offset": "1"}, TypeError, "col_offset must be an int, got str"),
     ({"row_offset": -1}, ValueError, r"row_offset must be in \[0, 2\*\*32 - rows\], got -1"),
     ({"row_offset": 2**32}, ValueError, r"row_offset must be in \[0, 2\*\*32 - rows\], got 4294967296"),
     ({"col_offset": 2**35}, ValueError, r"col_offset must be in \[0, 2\*\*35 - cols\], got 34359738368"),
     ({"generator": torch.Generator()}, ValueError, "generator must be None when key is given, got both"),
 ])  # fmt: skip
 def test_errors(device, kwargs, error, message):
-    arguments = {"x": torch.ones(4, 5), "p": 0.5, "key": randfuse.key(0, device)} | kwargs
-    if isinstance(arguments["x"], torch.Tensor):
-        arguments["x"] = arguments["x"].to(device)
+    arguments = {"x": torch.ones(4, 5), "p": 0.5, "key": randfuse.key(0)} | kwargs
+    arguments = {
+        k: v.to(device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" and k != "p" else v
+        for k, v in arguments.items()
+    }
     with pytest.raises(error, match=f"^dropout: {message}"):
         randfuse.dropout(**arguments)
 

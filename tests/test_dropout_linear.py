@@ -8,14 +8,17 @@ import pytest
 import randfuse
 import torch
 import torch.nn.functional as F
-from randfuse import use_backend
+from randfuse import _extension, use_backend
 from randfuse._backends import call
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
+needs_extension = pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # (M, K, N): single element, ragged everything, one and several tiles, both sides of the narrow/wide border, empty.
 SHAPES = [(1, 1, 1), (3, 7, 5), (17, 200, 16), (33, 130, 33), (20, 64, 64), (40, 100, 100), (5, 300, 129)]
 EMPTY = [(0, 5, 3), (5, 0, 3), (5, 3, 0)]
+# Several row tiles and splits of the GPU kernels.
+LARGE = [pytest.param(s, marks=pytest.mark.gpu) for s in ((1100, 1104, 128), (1100, 1104, 16), (700, 1100, 40))]
 OFFSETS = [(0, 0), (3, 5), (2**32 - 100, 2**35 - 5000)]
 
 
@@ -34,7 +37,7 @@ def plain(x, weight, bias, mask, p, grad):
 
 @pytest.mark.parametrize("offsets", OFFSETS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES + EMPTY)
+@pytest.mark.parametrize("shape", SHAPES + EMPTY + LARGE)
 def test_forward_and_gradients(device, shape, dtype, offsets):
     if dtype == torch.float64 and device != "cpu":
         pytest.skip("float64 is for the CPU")
@@ -58,13 +61,13 @@ def test_forward_and_gradients(device, shape, dtype, offsets):
 
 def test_mask_is_that_of_dropout_mask(device):
     """With an identity weight the product shows the mask itself."""
-    for k in (64, 96):  # narrow and wide
+    for k in (64, 160):  # narrow and wide
         x, key = torch.randn(50, k, device=device), randfuse.key(3, device)
         y = randfuse.dropout_linear(x, torch.eye(k, device=device), p=0.4, key=key)
         assert_bitwise_equal(y != 0, randfuse.dropout_mask(x.shape, 0.4, key=key))
 
 
-@pytest.mark.parametrize("n", [8, 100])
+@pytest.mark.parametrize("n", [8, 200])
 def test_dropped_nan_and_inf_do_not_spread(device, n):
     x, key = torch.randn(40, 70, device=device), randfuse.key(2, device)
     mask = randfuse.dropout_mask(x.shape, 0.5, key=key)
@@ -75,7 +78,7 @@ def test_dropped_nan_and_inf_do_not_spread(device, n):
     )
 
 
-@pytest.mark.parametrize("n", [8, 100])
+@pytest.mark.parametrize("n", [8, 200])
 @pytest.mark.parametrize("p", [0.0, 1.0, 0.25])
 def test_extremes_and_tensor_p(device, n, p):
     x, weight, bias, grad = operands(9, 70, n, torch.float32, device)
@@ -91,13 +94,15 @@ def test_extremes_and_tensor_p(device, n, p):
         assert_bitwise_equal(y, bias.expand_as(y).contiguous())
 
 
-@pytest.mark.parametrize("n", [8, 100])
+@pytest.mark.parametrize("n", [8, 200])
 def test_any_strides_and_leading_dims(device, n):
     x, weight, key = torch.randn(70, 3, 10, device=device), torch.randn(70, n, device=device), randfuse.key(4, device)
     turned = x.permute(1, 2, 0)  # (3, 10, 70), no stride is one in the last dim
-    assert_bitwise_equal(
+    torch.testing.assert_close(  # another layout of the weight may be another kernel of the library
         randfuse.dropout_linear(turned, weight.t(), key=key),
         randfuse.dropout_linear(turned.contiguous(), weight.t().contiguous(), key=key),
+        rtol=1e-5,
+        atol=1e-4,
     )
     rows = torch.randn(12, 140, device=device)[::2, :70]
     assert_bitwise_equal(
@@ -106,14 +111,14 @@ def test_any_strides_and_leading_dims(device, n):
     assert randfuse.dropout_linear(x[:, 0, 0], weight.t(), key=key).shape == (n,)
 
 
-@pytest.mark.parametrize("n", [8, 100])
+@pytest.mark.parametrize("n", [8, 200])
 def test_keys_and_slices(device, n):
     x, weight = torch.randn(12, 200, device=device), torch.randn(n, 200, device=device)
     keys = randfuse.split(randfuse.key(5, device), 3)
     y = randfuse.dropout_linear(x, weight, key=keys)
     for g in range(3):
         part = randfuse.dropout_linear(x[4 * g : 4 * g + 4], weight, key=keys[g])
-        torch.testing.assert_close(y[4 * g : 4 * g + 4], part, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(y[4 * g : 4 * g + 4], part, rtol=1e-5, atol=1e-4)
     # Tensor parallel: shards of K add up to the whole; data parallel: shards of rows are its rows.
     whole = randfuse.dropout_linear(x, weight, key=keys[0])
     cut = 77
@@ -121,7 +126,7 @@ def test_keys_and_slices(device, n):
     right = randfuse.dropout_linear(x[:, cut:], weight[:, cut:], key=keys[0], col_offset=cut)
     torch.testing.assert_close(left + right, whole, rtol=1e-4, atol=1e-4)
     rows = randfuse.dropout_linear(x[5:], weight, key=keys[0], row_offset=5)
-    torch.testing.assert_close(rows, whole[5:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows, whole[5:], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [3, 80])
@@ -145,6 +150,7 @@ def test_gradcheck_of_the_gradients(device, name):
     assert torch.autograd.gradgradcheck(run, (grad, operand))
 
 
+@needs_extension  # the reference is PyTorch, which saves masks
 @pytest.mark.parametrize("n", [8, 512])
 def test_nothing_of_the_size_of_x_is_saved(n):
     """A training step keeps x, the weight and the key: no mask, no dropped copy."""
@@ -157,6 +163,31 @@ def test_nothing_of_the_size_of_x_is_saved(n):
     assert sum(t.numel() * t.element_size() for t in extra) <= 8, [t.shape for t in extra]
 
 
+@needs_extension
+def test_a_frozen_weight_does_not_keep_x_alive():
+    """As in F.linear: where only dx is wanted, only the weight is kept."""
+    x, weight = torch.randn(64, 256, requires_grad=True), torch.randn(200, 256)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        randfuse.dropout_linear(x, weight, p=0.1)
+        randfuse.linear_dropout(x, weight, p=0.1)
+    assert not any(t.data_ptr() == x.data_ptr() for t in saved)
+
+
+@needs_extension
+def test_forward_mode_is_refused_not_forgotten():
+    from torch.autograd import forward_ad
+
+    x, weight, _, _ = operands(3, 9, 4, torch.float32, "cpu")
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="^dropout_linear: forward-mode derivatives must be taken under"):
+            randfuse.dropout_linear(dual, weight)
+        with use_backend("reference"):
+            assert forward_ad.unpack_dual(randfuse.dropout_linear(dual, weight)).tangent is not None
+
+
+@needs_extension
 def test_threads_never_change_a_bit():
     x, weight, _, grad = operands(100, 300, 16, torch.float32, "cpu")
     key, before, results = randfuse.key(1), torch.get_num_threads(), []

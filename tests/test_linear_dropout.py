@@ -6,6 +6,7 @@ import pytest
 import randfuse
 import torch
 import torch.nn.functional as F
+from randfuse import _extension
 from randfuse._backends import call
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
@@ -83,6 +84,22 @@ def test_dropped_nan_does_not_spread(device):
     assert not y[~mask].any()
 
 
+def test_relu_gradient_selects(device):
+    """As in PyTorch: nothing passes where z <= 0, not even inf; a NaN z lets the gradient through."""
+    z = torch.tensor([[float("nan"), -1.0, 1.0, 0.0] * 16], device=device)
+    grad = torch.full_like(z, float("inf"))
+    dz = call("act_dropout_grad", grad, z, "relu", randfuse.key(2, device), 0.0, None, 0, 0)
+    assert_bitwise_equal(dz, torch.where(z <= 0, 0, grad))
+
+
+@pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
+def test_a_gradient_without_the_pre_activation_is_refused():
+    x, weight = torch.randn(4, 9, requires_grad=True), torch.randn(5, 9)
+    y, _ = call("linear_dropout", x, weight, None, None, "gelu", False, randfuse.key(1), 0.5, None, 0, 0)
+    with pytest.raises(RuntimeError, match="^linear_dropout: save_preact must be True where a gradient is wanted"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_gradient_is_zero_where_an_infinite_activation_was_dropped(device, activation):
     key, shape = randfuse.key(2, device), (4, 70)
@@ -114,6 +131,7 @@ def test_gradcheck_of_the_epilogue(device, name, activation):
     assert torch.autograd.gradgradcheck(run, (a, b))
 
 
+@pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_saves_no_mask(activation):
     """Kept for backward: x, weight, key and, where an activation needs it, the pre-activation."""
@@ -141,6 +159,7 @@ def test_keys_and_leading_dims(device):
     ({"bias": torch.ones(2)}, ValueError, r"bias must have shape \(N,\) = \(3,\), got \(2,\)"),
     ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
     ({"activation": "none"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'none'"),
+    ({"activation": ["relu"]}, ValueError, r"activation must be None, 'relu', 'gelu' or 'silu', got \['relu'\]"),
     ({"residual": torch.ones(4, 4)}, ValueError, r"residual must have shape \(…, N\) = \(4, 3\), got \(4, 4\)"),
     ({"residual": torch.ones(4, 3).half()}, TypeError, "residual must be torch.float32, got torch.float16"),
     ({"p": -1.0}, ValueError, r"p must be in \[0, 1\], got -1.0"),
@@ -158,4 +177,7 @@ def test_eval_and_autocast(device):
     y = randfuse.linear_dropout(x, weight, bias, 0.5, training=False, activation="gelu", residual=residual)
     assert_bitwise_equal(y, residual + F.gelu(F.linear(x, weight, bias)))
     with torch.autocast(device, torch.bfloat16):
-        assert randfuse.linear_dropout(x, weight, bias, 0.5, residual=residual).dtype == torch.bfloat16
+        assert randfuse.linear_dropout(x, weight, bias, 0.5).dtype == torch.bfloat16
+        # residual + F.linear(…) promotes: a float32 residual stream is not rounded
+        y = randfuse.linear_dropout(x, weight, bias, 1.0, residual=residual)
+    assert_bitwise_equal(y, residual)

@@ -69,8 +69,8 @@ def test_schedule(mode, values):
     storage, seen = schedule.p.data_ptr(), []
     for _ in values:
         seen.append(float(model[0].p))
-        kept = (model[0](torch.ones(4, 20)).requires_grad_(), schedule.step())
-        assert kept[1] == pytest.approx(schedule.value(schedule.count))
+        model(torch.ones(4, 20)).sum().backward()
+        assert schedule.step() == pytest.approx(schedule.value(schedule.count))
     assert seen == pytest.approx(values)
     assert model[0].p is model[2].p is schedule.p
     assert schedule.p.data_ptr() == storage, "a change of p reallocates nothing"
@@ -87,6 +87,22 @@ def test_scheduled_p_reaches_the_kernel():
     assert 0.4 < float((model(x) == 0).float().mean()) < 0.6
     schedule.step()
     assert_bitwise_equal(model(x), x)
+
+
+def test_tensor_p_follows_the_model():
+    """Made on meta, moved later: the shared tensor stays one tensor, and subclasses are driven too."""
+
+    class Own(randfuse.nn.DropoutLinear):
+        pass
+
+    model = nn.Sequential(Own(20, 7, device="meta"), randfuse.nn.LinearDropout(7, 3, device="meta"))
+    schedule = randfuse.nn.DropoutSchedule(model, p=0.5, steps=2, mode="late")
+    model.to_empty(device="cpu").half()
+    schedule.step()
+    assert model[0].p is model[1].p is schedule.p
+    assert schedule.p.dtype == torch.float32
+    assert "p=0" in repr(model)
+    assert schedule.step() == 0.5 == float(model[0].p)
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [

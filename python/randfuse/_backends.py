@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _autocast, _extension, _registry, _table, reference
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _forced = "auto"  # a module global, so that compiled code guards on it
 
 
@@ -21,7 +23,7 @@ class use_backend(AbstractContextManager):
     """`with use_backend("triton"): …` forces one backend; "auto" lets the dispatch table choose.
 
     Decisions are the same on all of them, so this changes speed and rounding, never a mask. It is global to the
-    process; enclose the backward pass too if that shall run on the same backend.
+    process (do not overlap it between threads); enclose the backward pass too if that shall run on the same backend.
     Raises RuntimeError, saying why, when the backend is not available.
     """
 
@@ -34,15 +36,17 @@ class use_backend(AbstractContextManager):
         if backend == "triton":
             _triton()
         self.backend = backend
+        self._previous: list[str] = []  # a stack: one instance may be entered again
 
     def __enter__(self) -> use_backend:
         global _forced
-        self._previous, _forced = _forced, self.backend
+        self._previous.append(_forced)
+        _forced = self.backend
         return self
 
     def __exit__(self, *exc: object) -> None:
         global _forced
-        _forced = self._previous
+        _forced = self._previous.pop()
 
 
 def unavailable(backend: str) -> str | None:
@@ -52,12 +56,12 @@ def unavailable(backend: str) -> str | None:
     if backend == "cuda":
         if _extension.problem:
             return _extension.problem
-        info = _extension.build_info()
-        if not info["cuda"]:
-            return f"the extension was built without CUDA ({info['cuda_reason']}); then reinstall randfuse"
+        if not _extension.has_cuda:
+            reason = _extension.build_info()["cuda_reason"]
+            return f"the extension was built without CUDA ({reason}); then reinstall randfuse"
         return None if torch.cuda.is_available() else "torch sees no CUDA device"
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _HAS_TRITON:
             return "Triton is not installed; `pip install triton`"
         if not torch.cuda.is_available() and not _interpreting():
             return "torch sees no CUDA device; set TRITON_INTERPRET=1 to run the kernels on the CPU (slowly)"
@@ -66,12 +70,21 @@ def unavailable(backend: str) -> str | None:
 
 def call(op: str, *args: Any) -> Any:
     """Run `op` on the backend in force; `args` follow its schema, the first is a tensor on the device of the data."""
+    _refuse_tangents(op, args)
     # The operands have their final dtypes: no product inside a kernel or the reference may be cast again.
     device = args[0].device.type
     if _autocast.enabled(device):
         with torch.autocast(device, enabled=False):
             return _resolve(op, args)(*args)
     return _resolve(op, args)(*args)
+
+
+def _refuse_tangents(op: str, args: tuple[Any, ...]) -> None:
+    """The kernels have reverse-mode derivatives only; without this a forward-mode tangent would vanish."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0 or _forced == "reference":
+        return
+    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+        raise NotImplementedError(f"{op}: forward-mode derivatives must be taken under use_backend('reference')")
 
 
 def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
@@ -90,7 +103,7 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
     kernels = "randfuse_triton" if backend == "triton" else "randfuse"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _registry.transformable(kernels)[op]
-    return _registry.overloads(kernels)[op]
+    return _registry.overload(kernels, op)
 
 
 def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
@@ -100,11 +113,9 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
         return "reference" if _extension.problem else "meta"
     if device != "cuda":
         raise ValueError(f"{op}: tensors must be on the CPU or a CUDA device, got {device}")
-    native = _extension.problem is None and _extension.build_info()["cuda"] and op in _registry.overloads("randfuse")
-    triton = importlib.util.find_spec("triton") is not None
-    if native and triton:
+    if _extension.has_cuda and _HAS_TRITON:
         return _table.choose(op, args)
-    return "cuda" if native else "triton" if triton else "reference"
+    return "cuda" if _extension.has_cuda else "triton" if _HAS_TRITON else "reference"
 
 
 def _triton() -> None:

@@ -26,7 +26,7 @@ def float_tensor(op: str, name: str, x: object, *, like: Tensor | None = None, d
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{op}: {name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    if x.dtype == torch.float64 and x.device.type != "cpu":
+    if x.dtype == torch.float64 and x.device.type not in ("cpu", "meta"):
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16 on {x.device.type}, got {x.dtype}")
     if like is not None and x.device != like.device:
         raise ValueError(f"{op}: {name} must be on {like.device}, got {x.device}")
@@ -46,7 +46,8 @@ def probability(op: str, p: object, device: torch.device, *, read: bool = True) 
         if p.dim() != 0 or not p.is_floating_point():
             raise ValueError(f"{op}: p must be a number or a 0-d floating tensor, got {tuple(p.shape)} {p.dtype}")
         if p.device.type != "cpu" and p.device != device:
-            raise ValueError(f"{op}: p must be on {device} or the CPU, got {p.device}")
+            where = "the CPU" if device.type == "cpu" else f"{device} or the CPU"
+            raise ValueError(f"{op}: p must be on {where}, got {p.device}")
         traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(p)
         if p.device.type != "cpu" or traced or not read:  # the kernel checks or clamps it
             return
@@ -73,6 +74,9 @@ def key_tensor(op: str, key: object, rows: int, device: torch.device) -> None:
 
 def stream_range(op: str, rows: int, cols: int, row_offset: int, col_offset: int, sample: int = 0) -> None:
     """The coordinates fit the counter words: rows and samples below 2**32, columns below 2**35."""
+    for name, value in (("row_offset", row_offset), ("col_offset", col_offset), ("sample", sample)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if not 0 <= row_offset <= 2**32 - rows:
         raise ValueError(f"{op}: row_offset must be in [0, 2**32 - rows], got {row_offset}")
     if not 0 <= col_offset <= 2**35 - cols:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import torch
@@ -17,6 +18,15 @@ except ModuleNotFoundError:
     problem = f"the C++ extension is not built; {_FIX}"
 except ImportError as error:  # built against another torch, most often
     problem = f"the C++ extension does not load with torch {torch.__version__} ({error}); {_FIX}"
+else:
+    _built_with = _module.build_info()["torch"]
+    if _built_with.split(".")[:2] != torch.__version__.split(".")[:2]:
+        problem = f"the C++ extension was built with torch {_built_with}, this is {torch.__version__}; {_FIX}"
+        _module = None
+if problem:
+    warnings.warn(f"randfuse: {problem}; until then the slow reference runs on the CPU", stacklevel=2)
+
+has_cuda: bool = _module is not None and bool(_module.build_info()["cuda"])  # a constant that a compiler can read
 
 
 def build_info() -> dict[str, Any]:

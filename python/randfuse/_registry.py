@@ -48,6 +48,11 @@ def install(namespace: str) -> None:
         _transformable[namespace][name] = _function(packet.default, rule).apply
 
 
+def overload(namespace: str, name: str) -> Callable:
+    """One op. Asked of torch and not of our table: a trace that itself imported the Triton kernels sees that stale."""
+    return getattr(getattr(torch.ops, namespace), name).default
+
+
 def overloads(namespace: str) -> dict[str, Callable]:
     """The installed ops of a namespace by name; empty when it has no kernels in this process."""
     return _installed.get(namespace, {})

@@ -61,14 +61,19 @@ def effective_p(p: float | Tensor) -> float | Tensor:
     return streams.threshold(p) / 65536
 
 
-def resolve(op: str, key: Tensor | None, generator: torch.Generator | None, rows: int, device: torch.device) -> Tensor:
-    """The key an op runs with: the caller's, checked, or a fresh one."""
-    if key is None:
-        return draw_key(device, generator)
-    if generator is not None:
+def resolve(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """The key an op runs with: the caller's or a fresh one."""
+    return draw_key(device, generator) if key is None else key
+
+
+def check(op: str, key: object, generator: object, rows: int, device: torch.device) -> None:
+    """The caller's key and generator, also where nothing will be drawn."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{op}: generator must be a torch.Generator, got {type(generator).__name__}")
+    if key is not None and generator is not None:
         raise ValueError(f"{op}: generator must be None when key is given, got both")
-    _checks.key_tensor(op, key, rows, device)
-    return key
+    if key is not None:
+        _checks.key_tensor(op, key, rows, device)
 
 
 def _key(op: str, key: object) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import _checks
 from ..ops.dropout_linear import dropout_linear
+from ._tensor_p import TensorP
 
 
-class DropoutLinear(nn.Linear):
+class DropoutLinear(TensorP):
     """`nn.Dropout` and `nn.Linear` in one, with the state of `nn.Linear`.
 
     Equivalent to: ``nn.Sequential(nn.Dropout(p), nn.Linear(in_features, out_features))``
@@ -32,11 +32,7 @@ class DropoutLinear(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        _checks.probability("DropoutLinear", p, self.weight.device)
-        self.p = p
+        self._set_p(p)
 
     def forward(self, input: Tensor, key: Tensor | None = None) -> Tensor:
         return dropout_linear(input, self.weight, self.bias, self.p, self.training, key=key)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={float(self.p):g}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import _checks
-from ..ops.linear_dropout import linear_dropout
+from ..ops.linear_dropout import check_activation, linear_dropout
+from ._tensor_p import TensorP
 
 
-class LinearDropout(nn.Linear):
+class LinearDropout(TensorP):
     """`nn.Linear`, an activation, `nn.Dropout` and a residual in one, with the state of `nn.Linear`.
 
     Equivalent to: ``residual + nn.Dropout(p)(act(nn.Linear(in_features, out_features)(x)))``
@@ -33,8 +33,8 @@ class LinearDropout(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        _checks.probability("LinearDropout", p, self.weight.device)
-        self.p = p
+        check_activation("LinearDropout", activation)
+        self._set_p(p)
         self.activation = activation
 
     def forward(self, input: Tensor, residual: Tensor | None = None, key: Tensor | None = None) -> Tensor:
@@ -43,4 +43,4 @@ class LinearDropout(nn.Linear):
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={float(self.p):g}, activation={self.activation}"
+        return f"{super().extra_repr()}, activation={self.activation}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._tensor_p import TensorP
+
 
 class DropoutSchedule:
     """Drives the p of every layer of a model through training, without a recompilation or a reallocation.
 
     The layers' `p` become one shared 0-d float32 tensor that `step()` fills in place, so compiled code and captured
-    graphs see the new value. With T = `steps`:
+    graphs see the new value. Moving the model moves it; a model spread over several devices needs a schedule for each
+    part. `deepcopy((model, schedule))` keeps the two together. With T = `steps`:
 
     * "early": p while step < T, 0 from then on;
     * "late": 0 while step < T, p from then on;
@@ -45,11 +48,11 @@ class DropoutSchedule:
         if mode not in ("early", "late", "linear", "constant"):
             raise ValueError(f"DropoutSchedule: mode must be 'early', 'late', 'linear' or 'constant', got {mode!r}")
         if layers is None:
-            layers = [m for m in model.modules() if hasattr(m, "p") and type(m).__module__.startswith(__package__)]
+            layers = [m for m in model.modules() if isinstance(m, TensorP)]
         if not layers:
             raise ValueError("DropoutSchedule: model must have a layer of randfuse.nn with a p, got none")
         device = next((t.device for t in model.parameters()), torch.device("cpu"))
-        self.p: Tensor = torch.zeros((), device=device)
+        self.p: Tensor = torch.zeros((), device="cpu" if device.type == "meta" else device)
         self.base, self.steps, self.mode, self.count = p, steps, mode, 0
         for layer in layers:
             layer.p = self.p

@@ -61,9 +61,10 @@ def dropout(
     _checks.probability("dropout", p, x.device)
     rows, cols = _checks.rows_cols(x.shape)
     _checks.stream_range("dropout", rows, cols, row_offset, col_offset)
+    keys.check("dropout", key, generator, rows, x.device)
     if not training or (not isinstance(p, Tensor) and p == 0):
         return x
-    key = keys.resolve("dropout", key, generator, rows, x.device)
+    key = keys.resolve(key, generator, x.device)
     return call("dropout", x, key, *rate(p), streams.DROPOUT, 0, row_offset, col_offset)
 
 
@@ -88,6 +89,8 @@ def dropout_mask(
     >>> torch.equal(whole[2:5, 3:9], dropout_mask((3, 6), 0.3, key=randfuse.key(1), row_offset=2, col_offset=3))
     True
     """
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"dropout_mask: shape must be two sizes (rows, cols), got {type(shape).__name__}")
     if len(shape) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 0 for n in shape):
         raise ValueError(f"dropout_mask: shape must be two sizes (rows, cols), got {tuple(shape)}")
     rows, cols = shape
@@ -130,7 +133,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def batch_keys(key: Tensor, key_dim: int | None, size: int) -> Tensor:
     """Keys (size·G,) of `size` batch elements: one shared key means the same mask for each, a batch of keys its own."""
     key = key.expand(size, *key.shape) if key_dim is None else key.movedim(key_dim, 0)
-    return key.reshape(-1)
+    return key.reshape(-1) if size else key.new_zeros(())
 
 
 def refuse_batched_p(op: str, p_dim: int | None) -> None:

@@ -62,9 +62,10 @@ def dropout_linear(
     _checks.probability(op, p, x.device)
     rows, cols = _checks.rows_cols(x.shape)
     _checks.stream_range(op, rows, cols, row_offset, col_offset)
+    keys.check(op, key, generator, rows, x.device)
     if not training or (not isinstance(p, Tensor) and p == 0):
         return F.linear(x, weight, bias)
-    key = keys.resolve(op, key, generator, rows, x.device)
+    key = keys.resolve(key, generator, x.device)
     return call(op, x, weight, bias, key, *rate(p), row_offset, col_offset)
 
 
@@ -98,7 +99,9 @@ def _wgrad_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *operands, key, p, p_tensor, row_offset, col_offset = inputs
-    ctx.save_for_backward(operands[0], operands[1], key, p_tensor)
+    need_a, need_b, *_ = ctx.needs_input_grad
+    saved = operands[0] if need_b else None, operands[1] if need_a else None  # of a frozen weight, x need not live on
+    ctx.save_for_backward(*saved, key, p_tensor)
     ctx.p, ctx.offsets = p, (row_offset, col_offset)
 
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _checks, keys
-from .._autocast import autocast
+from .. import _autocast, _checks, keys
 from .._backends import call, rate
 from .._registry import rules
 from ..reference import streams
@@ -60,11 +59,26 @@ def linear_dropout(
     """
     op = "linear_dropout"
     _checks.float_tensor(op, "x", x)
-    x, weight, bias, residual = autocast(x, weight, bias, residual)
+    if residual is not None and _autocast.enabled(x.device.type):
+        # residual + F.linear(…) promotes under autocast: a float32 residual stream stays float32.
+        out = linear_dropout(
+            x,
+            weight,
+            bias,
+            p,
+            training,
+            activation=activation,
+            key=key,
+            generator=generator,
+            row_offset=row_offset,
+            col_offset=col_offset,
+        )
+        _checks.float_tensor(op, "residual", residual, like=out, dtype=False)
+        _checks.shape(op, "residual", residual, tuple(out.shape), "(…, N)")
+        return residual + out
+    x, weight, bias = _autocast.autocast(x, weight, bias)
     linear_arguments(op, x, weight, bias)
-    name = "none" if activation is None else activation
-    if name not in ACTIVATIONS or activation == "none":
-        raise ValueError(f"{op}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    name = check_activation(op, activation)
     out_shape = (*x.shape[:-1], weight.shape[0])
     if residual is not None:
         _checks.float_tensor(op, "residual", residual, like=x)
@@ -72,12 +86,20 @@ def linear_dropout(
     _checks.probability(op, p, x.device)
     rows, cols = _checks.rows_cols(out_shape)
     _checks.stream_range(op, rows, cols, row_offset, col_offset)
+    keys.check(op, key, generator, rows, x.device)
     if not training or (not isinstance(p, Tensor) and p == 0):
         y = ACTIVATIONS[name](F.linear(x, weight, bias))
         return y if residual is None else residual + y
-    key = keys.resolve(op, key, generator, rows, x.device)
+    key = keys.resolve(key, generator, x.device)
     save_preact = torch.is_grad_enabled() and name != "none"
     return call(op, x, weight, bias, residual, name, save_preact, key, *rate(p), row_offset, col_offset)[0]
+
+
+def check_activation(op: str, activation: str | None) -> str:
+    """The name that the schema knows it by."""
+    if activation is not None and (not isinstance(activation, str) or activation not in ("relu", "gelu", "silu")):
+        raise ValueError(f"{op}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    return "none" if activation is None else activation
 
 
 def _fake(
@@ -101,13 +123,17 @@ def _masked(grad: Tensor, key: Tensor, p: float, p_tensor: Tensor | None, row_of
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, _, activation, save_preact, key, p, p_tensor, *offsets = inputs
-    ctx.save_for_backward(x, weight, output[1] if save_preact else None, key, p_tensor)
+    need_x, need_weight, *_ = ctx.needs_input_grad
+    saved = x if need_weight else None, weight if need_x else None  # of a frozen weight, x need not live on
+    ctx.save_for_backward(*saved, output[1] if save_preact else None, key, p_tensor)
     ctx.set_materialize_grads(False)
     ctx.activation, ctx.p, ctx.offsets = activation, p, offsets
 
 
 def _backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, z, key, p_tensor = ctx.saved_tensors
+    if z is None and ctx.activation != "none":  # traced or called without gradients in mind
+        raise RuntimeError("linear_dropout: save_preact must be True where a gradient is wanted, got False")
     stream = (key, ctx.p, p_tensor, *ctx.offsets)
     dz = grad_z
     if grad is not None:
