@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import resource
 import sys
 import warnings
 from pathlib import Path
@@ -145,6 +144,8 @@ def _bf16_product_survives() -> bool:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking a process with threads
         child = os.fork()
     if child == 0:
+        import resource  # not on Windows
+
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         torch.set_num_threads(1)

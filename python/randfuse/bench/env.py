@@ -24,6 +24,7 @@ VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "ONEDNN_MAX_CPU_ISA",
+    "RANDFUSE_ISA",
     "LD_PRELOAD",
     "TRITON_INTERPRET",
 )
@@ -77,7 +78,8 @@ def cpu() -> dict[str, Any]:
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []  # not Linux
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
