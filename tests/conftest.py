@@ -18,7 +18,16 @@ if torch.cuda.is_available():
 @pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest):
     """Runs the test on each backend and yields the device of its tensors."""
-    backend, device = request.param
+    yield from _on_backend(*request.param)
+
+
+@pytest.fixture(params=BACKENDS[1:])
+def kernels_device(request: pytest.FixtureRequest):
+    """The same without the reference, for tests that compare with it."""
+    yield from _on_backend(*request.param)
+
+
+def _on_backend(backend: str, device: str):
     reason = _backends.unavailable(backend)
     if reason:
         pytest.skip(f"{backend}: {reason}")

@@ -50,10 +50,15 @@ def test_fullgraph_with_few_compilations(name, backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_inductor(name):
-    x, key = torch.randn(5, 40, requires_grad=True), randfuse.key(1)
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_inductor(name, where, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.W", W.to(where))
+    x, key = torch.randn(5, 40, device=where, requires_grad=True), randfuse.key(1, where)
     y = torch.compile(ops(key)[name], fullgraph=True)(x)
-    assert_bitwise_equal(y, ops(key)[name](x))
+    expected = ops(key)[name](x)
+    assert_bitwise_equal(y, expected)
+    dx, expected_dx = (torch.autograd.grad(t.sum(), x)[0] for t in (y, expected))
+    assert_bitwise_equal(dx, expected_dx)
 
 
 def test_two_calls_in_a_training_graph_stay_two():

@@ -32,7 +32,8 @@ def with_nan(shape, dtype, device):
 @pytest.mark.parametrize("offsets", OFFSETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_reference(device, shape, dtype, offsets):
+def test_equals_reference(kernels_device, shape, dtype, offsets):
+    device = kernels_device
     if dtype == torch.float64 and device != "cpu":
         pytest.skip("float64 is for the CPU")
     x, key = with_nan(shape, dtype, device), randfuse.key(7, device)
@@ -175,6 +176,18 @@ def test_hundred_million_decisions_equal_the_reference():
         mask = randfuse.dropout_mask(*args, key=key, row_offset=row)
         expected = reference(randfuse.dropout_mask, *args, key=key, row_offset=row)
         assert torch.equal(mask, expected), f"rows {row}…: {int((mask != expected).sum())} decisions differ"
+
+
+@pytest.mark.gpu
+def test_hundred_million_decisions_on_the_gpu(kernels_device):
+    """Against the CPU's kernels, which the test above holds against the reference."""
+    if kernels_device != "cuda":
+        pytest.skip("the GPU's backends")
+    args = ((8000, 12500), 0.1)
+    mask = randfuse.dropout_mask(*args, key=randfuse.key(13, "cuda"), col_offset=3).cpu()
+    with use_backend("auto"):
+        expected = randfuse.dropout_mask(*args, key=randfuse.key(13), col_offset=3)
+    assert torch.equal(mask, expected), f"{int((mask != expected).sum())} decisions differ"
 
 
 @pytest.mark.parametrize(("kwargs", "error", "message"), [

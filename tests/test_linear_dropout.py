@@ -67,7 +67,8 @@ def test_extremes_and_tensor_p(device, p, activation):
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_mask_equals_on_all_backends(device):
+def test_mask_equals_on_all_backends(kernels_device):
+    device = kernels_device
     key = randfuse.key(3, device)
     mask = output_mask((50, 300), 0.4, key, device, col_offset=11)
     with randfuse.use_backend("reference"):

@@ -62,6 +62,18 @@ def test_opcheck(name, index):
     torch.library.opcheck(_registry.overloads("randfuse")[name], SAMPLES[name][index])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "index"), [(n, i) for n, samples in SAMPLES.items() for i in range(len(samples))])
+def test_opcheck_on_the_gpu(name, index):
+    def move(a):
+        if not isinstance(a, torch.Tensor):
+            return a
+        grad, a = a.requires_grad, a.detach().to("cuda")
+        return a.float().requires_grad_(grad) if a.is_floating_point() and a.dim() else a
+
+    torch.library.opcheck(_registry.overloads("randfuse")[name], tuple(map(move, SAMPLES[name][index])))
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_reference_has_the_signature_of_the_schema(name):
     schema = _registry.overloads("randfuse")[name]._schema
