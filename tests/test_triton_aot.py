@@ -142,7 +142,9 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
             assert (wgmma > 0) == (name != "fp32"), f"{where}: tensor cores must multiply 16-bit types only"
 
 
-@pytest.mark.parametrize("variant", [{"K": 4099, "M": 509, "N": 1021, "col_offset": 13}, {"keys": 4, "p_tensor": True, "sample": 2**32 - 1}])
+@pytest.mark.parametrize(
+    "variant", [{"K": 4099, "M": 509, "N": 1021, "col_offset": 13}, {"keys": 4, "p_tensor": True, "sample": 2**32 - 1}]
+)
 def test_variants_compile(variant, compiled, monkeypatch):
     """The slower specialisations compile too, seen on the smallest tile; what they spill is printed, not judged."""
     from randfuse.triton_kernels import tuning
