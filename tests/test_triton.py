@@ -179,6 +179,13 @@ def test_mask_of_a_slice(device):
 
 
 @on_device
+@pytest.mark.parametrize("sample", [2**31 - 1, 2**31, 2**32 - 1])
+def test_large_samples(device, sample):
+    args = (torch.randn(8, 40, device=device), torch.tensor(9, device=device), 0.3, None, 1, sample, 0, 0)
+    same_bits(op("dropout")(*args), reference.FUNCTIONS["dropout"](*args), f"sample {sample}")
+
+
+@on_device
 def test_dropout_selects(device):
     """A dropped NaN or infinity is 0, a kept one stays."""
     key = torch.tensor(2, device=device)
@@ -450,8 +457,20 @@ def test_errors(device):
     refused(ValueError, "act_dropout: activation must be one of", "act_dropout", g, None, "tanh")
     refused(ValueError, "act_dropout: residual must have shape", "act_dropout", g, g[:3], "relu")
     refused(ValueError, "linear_dropout: residual must have shape", "linear_dropout", x, w, b, g[:3], "relu", True)
-    refused(ValueError, "dropout_linear_dgrad: grad must have shape", "dropout_linear_dgrad", x, w)
+    n_k = r"dropout_linear_dgrad: weight must have shape \(N=7, K\)"
+    for weight in (w[:6], w[:, 0], w[None]):
+        refused(ValueError, n_k, "dropout_linear_dgrad", g, weight)
     refused(ValueError, "dropout_linear_wgrad: x must have shape", "dropout_linear_wgrad", g, x[:4])
+    scalar, one_dimension = x[0, 0], "must have at least one dimension, got 0"
+    refused(ValueError, f"dropout_linear: x {one_dimension}", "dropout_linear", scalar, w, None)
+    refused(ValueError, f"dropout_linear_dgrad: grad {one_dimension}", "dropout_linear_dgrad", scalar, w)
+    refused(ValueError, f"dropout_linear_wgrad: grad {one_dimension}", "dropout_linear_wgrad", scalar, x)
+    refused(ValueError, f"dropout_linear_wgrad: x {one_dimension}", "dropout_linear_wgrad", g, scalar)
+    for op_id in (-1, 2**16):
+        refused(ValueError, r"dropout: op must be in \[0, 2\*\*16\)", "dropout", x, op=op_id, sample=0)
+    for shape in ([6], [6, 10, 1], [-6, 10]):
+        with pytest.raises(ValueError, match="dropout_mask: shape must be two sizes"):
+            op("dropout_mask")(stream["key"], shape, **{**STREAM, "op": 1, "sample": 0})
     wrong = torch.zeros(4, dtype=torch.int64, device=device)
     refused(ValueError, "dropout_linear: key must have a length", "dropout_linear", x, w, b, key=wrong)
     refused(TypeError, "dropout_linear: key must be int64", "dropout_linear", x, w, b, key=wrong[:2].int())

@@ -99,7 +99,7 @@ def resources(kernel, folder, options):
     return tile, kernel.metadata.num_warps, int(usage[1]), int(usage[2]), wgmma
 
 
-def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=False):
+def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=False, sample=0):
     """Call every launcher once; the tensors are never read."""
     from randfuse.triton_kernels import dropout, dropout_linear, linear_dropout
 
@@ -107,8 +107,8 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
     b = torch.empty(N, dtype=dtype)
     key = torch.zeros((keys,) if keys > 1 else (), dtype=torch.int64)
     stream = (key, 0.3, torch.tensor(0.3) if p_tensor else None, 0, col_offset)
-    dropout.dropout(x, *stream[:3], 1, 0, *stream[3:])
-    dropout.dropout_mask(key, [M, K], *stream[1:3], 1, 0, *stream[3:])
+    dropout.dropout(x, *stream[:3], 1, sample, *stream[3:])
+    dropout.dropout_mask(key, [M, K], *stream[1:3], 1, sample, *stream[3:])
     dropout_linear.dropout_linear(x, w, b, *stream)
     dropout_linear.dropout_linear_dgrad(g, w, *stream)
     dropout_linear.dropout_linear_wgrad(g, x, *stream)
@@ -142,7 +142,9 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
             assert (wgmma > 0) == (name != "fp32"), f"{where}: tensor cores must multiply 16-bit types only"
 
 
-@pytest.mark.parametrize("variant", [{"K": 4099, "M": 509, "N": 1021, "col_offset": 13}, {"keys": 4, "p_tensor": True}])
+@pytest.mark.parametrize(
+    "variant", [{"K": 4099, "M": 509, "N": 1021, "col_offset": 13}, {"keys": 4, "p_tensor": True, "sample": 2**32 - 1}]
+)
 def test_variants_compile(variant, compiled, monkeypatch):
     """The slower specialisations compile too, seen on the smallest tile; what they spill is printed, not judged."""
     from randfuse.triton_kernels import tuning

@@ -1,8 +1,9 @@
-"""Compiles every CUDA source of csrc/sources.txt for each target and prints registers, shared memory and spills.
+"""Compiles every CUDA source of csrc/sources.txt for each target and prints registers, shared memory, stack and spills.
 
     python tools/resource_table.py [--nvcc PATH] [--arch 80 90a 100]
 
-Exit status 1 when a file does not compile or a kernel spills registers. Without nvcc: one sentence, status 0.
+Exit status 1 when a file does not compile or a kernel spills registers or has a stack frame (an array that the compiler
+indexes at run time lives in memory). Without nvcc: one sentence, status 0.
 Shared memory is the static part; the launchers of dropout_linear ask for more at run time.
 """
 
@@ -21,7 +22,7 @@ ARCHS = ("80", "90a", "100")
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\w+)'.*?"
-    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
     re.S,
 )
@@ -60,23 +61,25 @@ def main() -> int:
     if args.nvcc is None:
         print("resource_table: nvcc was not found, so no CUDA kernel was compiled; install the CUDA toolkit (12.8+).")
         return 0
-    print(f"{'kernel':<64} {'arch':>5} {'registers':>9} {'shared':>6} {'spill':>5}")
-    spilling, kernels = [], 0
+    print(f"{'kernel':<64} {'arch':>5} {'registers':>9} {'shared':>6} {'stack':>5} {'spill':>5}")
+    offenders, kernels = [], 0
     for source in sources():
         for match in ENTRY.finditer(compile_verbose(args.nvcc, source, args.arch)):
             kernels += 1
-            spill = int(match["stores"]) + int(match["loads"])
+            stack, spill = int(match["stack"]), int(match["stores"]) + int(match["loads"])
             name = readable(match["name"])
-            print(f"{name:<64} {match['arch']:>5} {match['registers']:>9} {match['shared'] or 0:>6} {spill:>5}")
-            if spill:
-                spilling.append(f"{name} (sm_{match['arch']})")
-    print(f"{kernels} kernels, {len(spilling)} with spills")
+            print(
+                f"{name:<64} {match['arch']:>5} {match['registers']:>9} {match['shared'] or 0:>6} {stack:>5} {spill:>5}"
+            )
+            if spill or stack:
+                offenders.append(f"{name} (sm_{match['arch']})")
+    print(f"{kernels} kernels, {len(offenders)} with spills or a stack frame")
     if kernels == 0:
         print("resource_table: ptxas said nothing that this script understands", file=sys.stderr)
         return 1
-    if spilling:
-        print("resource_table: registers spill in " + ", ".join(spilling), file=sys.stderr)
-    return 1 if spilling else 0
+    if offenders:
+        print("resource_table: spills or a stack frame in " + ", ".join(offenders), file=sys.stderr)
+    return 1 if offenders else 0
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def dropout_kernel(
 )
 def dropout(x, key, p, p_tensor, op, sample, row_offset, col_offset):
     launch.floating("dropout", x=x)
-    flat = launch.matrix(x)
+    _op_id("dropout", op)
+    flat = launch.unit_stride_matrix(x)
     stream = launch.stream("dropout", key, flat.shape, p, p_tensor, row_offset, col_offset, sample, like=x)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return _run(flat, flat.stride(0), y, *flat.shape, op, stream)
@@ -52,9 +53,17 @@ def dropout(x, key, p, p_tensor, op, sample, row_offset, col_offset):
     " SymInt col_offset) -> Tensor"
 )
 def dropout_mask(key, shape, p, p_tensor, op, sample, row_offset, col_offset):
+    if len(shape) != 2 or min(shape) < 0:
+        raise ValueError(f"dropout_mask: shape must be two sizes (rows, cols), got {list(shape)}")
+    _op_id("dropout_mask", op)
     stream = launch.stream("dropout_mask", key, shape, p, p_tensor, row_offset, col_offset, sample)
     mask = torch.empty(shape, dtype=torch.bool, device=key.device)
     return _run(None, 0, mask, *shape, op, stream)
+
+
+def _op_id(name, op):
+    if not 0 <= op < 2**16:
+        raise ValueError(f"{name}: op must be in [0, 2**16), got {op}")
 
 
 def _run(x, x_stride, y, rows, cols, op, stream):

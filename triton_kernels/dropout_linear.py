@@ -97,7 +97,7 @@ def dropout_linear_wgrad_kernel(
 )
 def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
     launch.linear("dropout_linear", x, weight, bias)
-    (N, K), (rows, w) = weight.shape, (launch.matrix(x), launch.matrix(weight))
+    (N, K), (rows, w) = weight.shape, (launch.unit_stride_matrix(x), launch.unit_stride_matrix(weight))
     M = rows.shape[0]
     stream = launch.stream("dropout_linear", key, (M, K), p, p_tensor, row_offset, col_offset, like=x)
     y = x.new_empty((*x.shape[:-1], N))
@@ -116,8 +116,11 @@ def dropout_linear(x, weight, bias, key, p, p_tensor, row_offset, col_offset):
 )
 def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset):
     launch.floating("dropout_linear_dgrad", grad=grad, weight=weight)
-    _checks.shape("dropout_linear_dgrad", "grad", grad, (*grad.shape[:-1], weight.shape[0]), "(…, N)")
-    g, w = launch.matrix(grad), launch.matrix(weight)
+    launch.at_least_one_dimension("dropout_linear_dgrad", grad=grad)
+    if weight.dim() != 2 or weight.shape[0] != grad.shape[-1]:
+        inner = grad.shape[-1]
+        raise ValueError(f"dropout_linear_dgrad: weight must have shape (N={inner}, K), got {tuple(weight.shape)}")
+    g, w = launch.unit_stride_matrix(grad), launch.unit_stride_matrix(weight)
     K = w.shape[1]
     stream = launch.stream("dropout_linear_dgrad", key, (g.shape[0], K), p, p_tensor, row_offset, col_offset, like=grad)
     y = grad.new_empty((*grad.shape[:-1], K))
@@ -132,8 +135,9 @@ def dropout_linear_dgrad(grad, weight, key, p, p_tensor, row_offset, col_offset)
 )
 def dropout_linear_wgrad(grad, x, key, p, p_tensor, row_offset, col_offset):
     launch.floating("dropout_linear_wgrad", grad=grad, x=x)
+    launch.at_least_one_dimension("dropout_linear_wgrad", grad=grad, x=x)
     _checks.shape("dropout_linear_wgrad", "x", x, (*grad.shape[:-1], x.shape[-1]), "(…, K)")
-    g, rows = launch.matrix(grad), launch.matrix(x)
+    g, rows = launch.unit_stride_matrix(grad), launch.unit_stride_matrix(x)
     (M, N), K = g.shape, rows.shape[1]
     stream = launch.stream("dropout_linear_wgrad", key, (M, K), p, p_tensor, row_offset, col_offset, like=grad)
     y = grad.new_empty((N, K))

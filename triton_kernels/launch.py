@@ -46,17 +46,23 @@ def floating(op_name, **tensors):
             raise TypeError(f"{op_name}: {name} must be float32, float16 or bfloat16 in Triton, got {tensor.dtype}")
 
 
+def at_least_one_dimension(op_name, **tensors):
+    for name, tensor in tensors.items():
+        if tensor.dim() == 0:
+            raise ValueError(f"{op_name}: {name} must have at least one dimension, got 0")
+
+
 def linear(op_name, x, weight, bias=None):
     """x (…, K), weight (N, K), bias (N,) or None."""
     floating(op_name, x=x, weight=weight, bias=bias)
-    if x.dim() == 0 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        inner = x.shape[-1] if x.dim() else 1
-        raise ValueError(f"{op_name}: weight must have shape (N, K={inner}), got {tuple(weight.shape)}")
+    at_least_one_dimension(op_name, x=x)
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"{op_name}: weight must have shape (N, K={x.shape[-1]}), got {tuple(weight.shape)}")
     if bias is not None:
         _checks.shape(op_name, "bias", bias, (weight.shape[0],), "(N,)")
 
 
-def matrix(x: Tensor) -> Tensor:
+def unit_stride_matrix(x: Tensor) -> Tensor:
     """x as (rows, last dim) with unit stride along columns; any row stride will do, 0 included.
 
     A column stride would cost every kernel its vectorised loads, so the rare tensor that has one is copied.
@@ -89,5 +95,5 @@ def stream(op_name, key, shape, p, p_tensor, row_offset, col_offset, sample=0, l
         "row_offset": row_offset,
         "block_offset": col_offset // 8,
         "shift": col_offset % 8,
-        "sample": sample,
+        "sample": sample - 2**32 if sample >= 2**31 else sample,  # the same 32 bits, as one type of argument
     }

@@ -47,7 +47,7 @@ def act_dropout_kernel(
 def linear_dropout(x, weight, bias, residual, activation, save_preact, key, p, p_tensor, row_offset, col_offset):
     launch.linear("linear_dropout", x, weight, bias)
     _activation("linear_dropout", activation)
-    rows, w = launch.matrix(x), launch.matrix(weight)
+    rows, w = launch.unit_stride_matrix(x), launch.unit_stride_matrix(weight)
     N = w.shape[0]
     stream = launch.stream("linear_dropout", key, (rows.shape[0], N), p, p_tensor, row_offset, col_offset, like=x)
     y = x.new_empty((*x.shape[:-1], N))
@@ -57,7 +57,7 @@ def linear_dropout(x, weight, bias, residual, activation, save_preact, key, p, p
     z = x.new_empty(y.shape if save_preact else (0,))
     if y.numel() != 0:
         bias = None if bias is None else bias.contiguous()
-        residual = None if residual is None else launch.matrix(residual)
+        residual = None if residual is None else launch.unit_stride_matrix(residual)
         product_dropout(
             rows, w, True, bias, residual, y, z if save_preact else None, stream, philox.OUTPUT_DOMAIN, activation
         )
@@ -87,11 +87,11 @@ def act_dropout_grad(grad, z, activation, key, p, p_tensor, row_offset, col_offs
 
 def _elementwise(op, z, other, activation, grad, key, p, p_tensor, row_offset, col_offset):
     _activation(op, activation)
-    flat = launch.matrix(z)
+    flat = launch.unit_stride_matrix(z)
     stream = launch.stream(op, key, flat.shape, p, p_tensor, row_offset, col_offset, like=z)
     y = torch.empty_like(z, memory_format=torch.contiguous_format)
     if y.numel() != 0:
-        o = None if other is None else launch.matrix(other)
+        o = None if other is None else launch.unit_stride_matrix(other)
         o_stride = 0 if o is None else o.stride(0)
         tiles, tile = tiling(*flat.shape, stream["shift"])
         act_dropout_kernel[tiles](
@@ -103,4 +103,4 @@ def _elementwise(op, z, other, activation, grad, key, p, p_tensor, row_offset, c
 
 def _activation(op, activation):
     if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got '{activation}'")

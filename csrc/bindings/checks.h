@@ -1,13 +1,16 @@
 // What every binding checks before it touches memory. The public Python functions have checked the
-// same already, with the same words; these guard direct calls of torch.ops.randfuse.
+// same already; these guard direct calls of torch.ops.randfuse, and their messages read alike.
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "../kernels/common/dtype.h"
 #include "../kernels/common/streams.h"
@@ -15,6 +18,15 @@
 namespace randfuse {
 
 using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// 64-column groups below which a task (~7 us of work) costs more to hand out than to do.
+inline constexpr int64_t kGrain = 512;
+
+// The at:: products inside an op keep the dtype that the op was called with.
+struct NoAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
 
 struct Rows {  // a tensor (…, cols) seen as a matrix; leading dims are flattened into rows
   int64_t rows, cols;
@@ -40,8 +52,15 @@ inline int64_t row_stride(const Tensor& matrix) {
   return matrix.size(0) > 1 ? matrix.stride(0) : matrix.size(1);
 }
 
-inline Tensor empty_like_shape(const Tensor& x, at::IntArrayRef shape) {
-  return at::empty(shape, x.options());
+inline std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = last;
+  return shape;
+}
+
+// As Python prints it: torch.float32.
+inline std::string dtype_name(const Tensor& x) {
+  return "torch." + std::string(c10::getDtypeNames(x.scalar_type()).first);
 }
 
 inline void check_float(const char* op, const char* name, const Tensor& x) {
@@ -49,19 +68,19 @@ inline void check_float(const char* op, const char* name, const Tensor& x) {
   TORCH_CHECK_TYPE(
       t == at::kFloat || t == at::kHalf || t == at::kBFloat16 || (t == at::kDouble && x.is_cpu()),
       op, ": ", name, " must be float32, float16",
-      x.is_cpu() ? ", bfloat16 or float64" : " or bfloat16", ", got ", t);
+      x.is_cpu() ? ", bfloat16 or float64" : " or bfloat16", ", got ", dtype_name(x));
 }
 
 inline void check_like(const char* op, const char* name, const Tensor& x, const Tensor& like) {
   TORCH_CHECK_TYPE(x.scalar_type() == like.scalar_type(), op, ": ", name, " must be ",
-                   like.scalar_type(), ", got ", x.scalar_type());
+                   dtype_name(like), ", got ", dtype_name(x));
   TORCH_CHECK_VALUE(x.device() == like.device(), op, ": ", name, " must be on ", like.device(),
                     ", got ", x.device());
 }
 
 // x (…, K), weight (N, K), bias (N,) of one dtype on one device.
 inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
-                         const std::optional<Tensor>& bias) {
+                         const OptionalTensor& bias) {
   check_float(op, "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 1, op, ": x must have at least one dimension, got 0");
   check_like(op, "weight", weight, x);
@@ -82,10 +101,11 @@ inline KeyedStream mask_stream(const char* op, const Tensor& key, at::Device dev
                                int64_t cols, int64_t op_id, int64_t sample, int64_t row_offset,
                                int64_t col_offset) {
   TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": key must be int64, got ",
-                   key.scalar_type());
+                   dtype_name(key));
   TORCH_CHECK_VALUE(key.dim() <= 1, op, ": key must have shape () or (G,), got ", key.sizes());
   TORCH_CHECK_VALUE(key.device() == device, op, ": key must be on ", device, ", got ",
                     key.device());
+  TORCH_CHECK_VALUE(0 <= op_id && op_id < 1 << 16, op, ": op must be in [0, 2**16), got ", op_id);
   const int64_t keys = key.numel();
   TORCH_CHECK_VALUE(keys > 0 && rows % keys == 0, op, ": key must have a length that divides the ",
                     rows, " rows, got ", keys);
@@ -103,11 +123,11 @@ inline KeyedStream mask_stream(const char* op, const Tensor& key, at::Device dev
 
 // The probability of a CPU op. A tensor on the CPU can be read, so its value is checked like a
 // float's.
-inline Rate cpu_rate(const char* op, double p, const std::optional<Tensor>& p_tensor) {
+inline Rate cpu_rate(const char* op, double p, const OptionalTensor& p_tensor) {
   if (p_tensor.has_value()) {
-    TORCH_CHECK_VALUE(p_tensor->numel() == 1 && p_tensor->is_floating_point() && p_tensor->is_cpu(),
+    TORCH_CHECK_VALUE(p_tensor->dim() == 0 && p_tensor->is_floating_point() && p_tensor->is_cpu(),
                       op, ": p must be a number or a 0-d floating tensor on cpu, got ",
-                      p_tensor->sizes(), " ", p_tensor->scalar_type(), " on ", p_tensor->device());
+                      p_tensor->sizes(), " ", dtype_name(*p_tensor), " on ", p_tensor->device());
     p = p_tensor->item<double>();
   }
   TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": p must be in [0, 1], got ", p);

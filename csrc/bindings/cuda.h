@@ -10,7 +10,8 @@
 
 namespace randfuse {
 
-// For the duration of an op: its tensors' device is the current one, and this is its stream.
+// For the duration of an op: its tensors' device is the current one, this is its stream, and what
+// it calls is not autocast.
 class CudaScope {
  public:
   explicit CudaScope(const Tensor& x)
@@ -18,6 +19,7 @@ class CudaScope {
   operator cudaStream_t() const { return stream_; }
 
  private:
+  NoAutocast no_autocast_;
   c10::cuda::CUDAGuard guard_;
   c10::cuda::CUDAStream stream_;
 };
@@ -25,15 +27,15 @@ class CudaScope {
 // The probability of a CUDA op. A tensor on the device is read by the kernel, never by the host.
 class CudaRate {
  public:
-  CudaRate(const char* op, double p, const std::optional<Tensor>& p_tensor, at::Device device) {
+  CudaRate(const char* op, double p, const OptionalTensor& p_tensor, at::Device device) {
     if (!p_tensor.has_value() || p_tensor->is_cpu()) {
       source_ = {cpu_rate(op, p, p_tensor), nullptr};
       return;
     }
     TORCH_CHECK_VALUE(
-        p_tensor->numel() == 1 && p_tensor->is_floating_point() && p_tensor->device() == device, op,
+        p_tensor->dim() == 0 && p_tensor->is_floating_point() && p_tensor->device() == device, op,
         ": p must be a number or a 0-d floating tensor on cpu or ", device, ", got ",
-        p_tensor->sizes(), " ", p_tensor->scalar_type(), " on ", p_tensor->device());
+        p_tensor->sizes(), " ", dtype_name(*p_tensor), " on ", p_tensor->device());
     p_ = p_tensor->to(at::kDouble);
     source_ = {{}, p_.const_data_ptr<double>()};
   }

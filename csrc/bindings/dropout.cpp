@@ -14,12 +14,8 @@
 namespace randfuse {
 namespace {
 
-// Below this many 64-column groups a task (~7 us of work) costs more to hand out than to do.
-constexpr int64_t kGrain = 512;
-
-Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p,
-                   const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
-                   int64_t row_offset, int64_t col_offset) {
+Tensor dropout_cpu(const Tensor& x, const Tensor& key, double p, const OptionalTensor& p_tensor,
+                   int64_t op, int64_t sample, int64_t row_offset, int64_t col_offset) {
   check_float("dropout", "x", x);
   const Rows shape = rows_of(x);
   const KeyedStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
@@ -36,7 +32,7 @@ void check_mask_shape(at::IntArrayRef shape) {
 }
 
 Tensor dropout_mask_cpu(const Tensor& key, at::IntArrayRef shape, double p,
-                        const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
+                        const OptionalTensor& p_tensor, int64_t op, int64_t sample,
                         int64_t row_offset, int64_t col_offset) {
   check_mask_shape(shape);
   const KeyedStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,
@@ -90,9 +86,8 @@ void drop_rows_cuda(const Tensor& x, const Tensor& y, const MaskStream& stream,
 
 namespace {
 
-Tensor dropout_cuda(const Tensor& x, const Tensor& key, double p,
-                    const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
-                    int64_t row_offset, int64_t col_offset) {
+Tensor dropout_cuda(const Tensor& x, const Tensor& key, double p, const OptionalTensor& p_tensor,
+                    int64_t op, int64_t sample, int64_t row_offset, int64_t col_offset) {
   check_float("dropout", "x", x);
   const Rows shape = rows_of(x);
   const KeyedStream stream = mask_stream("dropout", key, x.device(), shape.rows, shape.cols, op,
@@ -105,7 +100,7 @@ Tensor dropout_cuda(const Tensor& x, const Tensor& key, double p,
 }
 
 Tensor dropout_mask_cuda(const Tensor& key, at::IntArrayRef shape, double p,
-                         const std::optional<Tensor>& p_tensor, int64_t op, int64_t sample,
+                         const OptionalTensor& p_tensor, int64_t op, int64_t sample,
                          int64_t row_offset, int64_t col_offset) {
   check_mask_shape(shape);
   const KeyedStream stream = mask_stream("dropout_mask", key, key.device(), shape[0], shape[1], op,

@@ -17,7 +17,7 @@
 namespace randfuse {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
+constexpr int64_t kInputDropout = static_cast<int64_t>(Op::kDropout);
 
 // Widest weight for which masking in registers beats a dropped copy and the library's product,
 // which itself is compiled for more than our product knows; docs/measured.md, "Where dropout_linear
@@ -106,12 +106,6 @@ Tensor wgrad_narrow(const Tensor& grad, const Tensor& x, const MaskStream& strea
   return dw;
 }
 
-std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = last;
-  return shape;
-}
-
 void check_operands(const char* op, const char* name, const Tensor& grad, const char* other,
                     const Tensor& b) {
   check_float(op, name, grad);
@@ -127,9 +121,11 @@ void check_dgrad(const char* op, const Tensor& grad, const Tensor& weight) {
 
 void check_wgrad(const char* op, const Tensor& grad, const Tensor& x) {
   check_operands(op, "grad", grad, "x", x);
-  TORCH_CHECK_VALUE(x.dim() >= 1 && rows_of(grad).rows == rows_of(x).rows, op,
-                    ": x must have as many rows as grad = ", rows_of(grad).rows, ", got ",
-                    rows_of(x).rows);
+  TORCH_CHECK_VALUE(x.dim() >= 1, op, ": x must have at least one dimension, got 0");
+  const std::vector<int64_t> sizes = with_last(grad, x.size(-1));
+  const at::IntArrayRef shape = sizes;
+  TORCH_CHECK_VALUE(x.sizes() == shape, op, ": x must have shape (…, K) = ", shape, ", got ",
+                    x.sizes());
 }
 
 Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -138,9 +134,10 @@ Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalT
   constexpr const char* op = "dropout_linear";
   check_linear(op, x, weight, bias);
   const Rows shape = rows_of(x);
-  const KeyedStream stream =
-      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, x.device(), shape.rows, shape.cols, kInputDropout,
+                                         0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
+  const NoAutocast no_autocast;
   const Tensor matrix = matrix_of(x);
   const Tensor y = narrow(x, weight.size(0), shape.cols)
                        ? forward_narrow(matrix, weight, bias, stream, rate)
@@ -153,9 +150,10 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
   constexpr const char* op = "dropout_linear_dgrad";
   check_dgrad(op, grad, weight);
   const Rows shape = rows_of(grad);
-  const KeyedStream stream =
-      mask_stream(op, key, grad.device(), shape.rows, weight.size(1), 1, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, weight.size(1),
+                                         kInputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
+  const NoAutocast no_autocast;
   const Tensor matrix = grad.reshape({shape.rows, shape.cols});
   Tensor dx;
   if (narrow(grad, shape.cols, weight.size(1))) {
@@ -172,9 +170,10 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double 
   constexpr const char* op = "dropout_linear_wgrad";
   check_wgrad(op, grad, x);
   const Rows shape = rows_of(x), outer = rows_of(grad);
-  const KeyedStream stream =
-      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, x.device(), shape.rows, shape.cols, kInputDropout,
+                                         0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
+  const NoAutocast no_autocast;
   const Tensor g = grad.reshape({outer.rows, outer.cols}), matrix = matrix_of(x);
   if (narrow(grad, outer.cols, shape.cols)) return wgrad_narrow(g, matrix, stream, rate);
   return at::mm(g.t(), dropped(matrix, stream, rate)).contiguous();
@@ -256,8 +255,8 @@ Tensor dropout_linear_cuda(const Tensor& x, const Tensor& weight, const Optional
   check_linear(op, x, weight, bias);
   const Rows shape = rows_of(x);
   const int64_t n = weight.size(0);
-  const KeyedStream stream =
-      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, x.device(), shape.rows, shape.cols, kInputDropout,
+                                         0, row_offset, col_offset);
   const CudaScope scope(x);
   const CudaRate rate(op, p, p_tensor, x.device());
   const Tensor matrix = matrix_of(x);
@@ -275,7 +274,7 @@ Tensor dgrad_cuda(const Tensor& grad, const Tensor& weight, const Tensor& key, d
   const Rows shape = rows_of(grad);
   const int64_t k = weight.size(1);
   const KeyedStream stream =
-      mask_stream(op, key, grad.device(), shape.rows, k, 1, 0, row_offset, col_offset);
+      mask_stream(op, key, grad.device(), shape.rows, k, kInputDropout, 0, row_offset, col_offset);
   const CudaScope scope(grad);
   const CudaRate rate(op, p, p_tensor, grad.device());
   Tensor dx;
@@ -294,8 +293,8 @@ Tensor wgrad_cuda(const Tensor& grad, const Tensor& x, const Tensor& key, double
   constexpr const char* op = "dropout_linear_wgrad";
   check_wgrad(op, grad, x);
   const Rows shape = rows_of(x), outer = rows_of(grad);
-  const KeyedStream stream =
-      mask_stream(op, key, x.device(), shape.rows, shape.cols, 1, 0, row_offset, col_offset);
+  const KeyedStream stream = mask_stream(op, key, x.device(), shape.rows, shape.cols, kInputDropout,
+                                         0, row_offset, col_offset);
   const CudaScope scope(x);
   const CudaRate rate(op, p, p_tensor, x.device());
   const Tensor matrix = matrix_of(x);

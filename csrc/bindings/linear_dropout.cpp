@@ -3,7 +3,6 @@
 // wrote.
 #include "../kernels/cpu/linear_dropout.h"
 
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/linear.h>
@@ -25,15 +24,12 @@
 namespace randfuse {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr int64_t kOutputDropout = static_cast<int64_t>(Op::kOutputDropout);
-constexpr int64_t kGrain = 512;  // 64-column groups a task, as in dropout.cpp
 
 void check_activation(const char* op, std::string_view activation) {
   TORCH_CHECK_VALUE(
       activation == "none" || activation == "relu" || activation == "gelu" || activation == "silu",
-      op, ": activation must be none, relu, gelu or silu, got ", activation);
+      op, ": activation must be one of none, relu, gelu, silu, got '", activation, "'");
 }
 
 template <class T>
@@ -87,6 +83,7 @@ Tensor act_dropout_cpu(const Tensor& z, const OptionalTensor& residual, c10::str
   const KeyedStream stream = mask_stream(op, key, z.device(), shape.rows, shape.cols,
                                          kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
+  const NoAutocast no_autocast;
   const Tensor y = at::empty(z.sizes(), z.options());
   epilogue(z.contiguous(), residual, activation, y, stream, rate);
   return y;
@@ -101,6 +98,7 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
   const KeyedStream stream = mask_stream(op, key, grad.device(), shape.rows, shape.cols,
                                          kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
+  const NoAutocast no_autocast;
   const Tensor pre = z.contiguous(), dz = at::empty(grad.sizes(), grad.options());
   // The mask comes last: it selects, so a dropped place is 0 whatever the derivative there.
   const Tensor g = activation == "gelu"   ? at::gelu_backward(grad.contiguous(), pre)
@@ -127,13 +125,13 @@ std::tuple<Tensor, Tensor> linear_dropout_cpu(const Tensor& x, const Tensor& wei
   constexpr const char* op = "linear_dropout";
   check_linear(op, x, weight, bias);
   check_activation(op, activation);
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = weight.size(0);
+  const std::vector<int64_t> shape = with_last(x, weight.size(0));
   check_residual(op, residual, x, shape);
   const int64_t rows = rows_of(x).rows, cols = weight.size(0);
   const KeyedStream stream =
       mask_stream(op, key, x.device(), rows, cols, kOutputDropout, 0, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
+  const NoAutocast no_autocast;
   const Tensor z = at::linear(x, weight, bias).contiguous();
   const Tensor y = save_preact ? at::empty(shape, x.options()) : z;
   epilogue(z, residual, activation, y, stream, rate);
@@ -238,8 +236,7 @@ std::tuple<Tensor, Tensor> linear_dropout_cuda(const Tensor& x, const Tensor& we
   constexpr const char* op = "linear_dropout";
   check_linear(op, x, weight, bias);
   check_activation(op, activation);
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = weight.size(0);
+  const std::vector<int64_t> shape = with_last(x, weight.size(0));
   check_residual(op, residual, x, shape);
   const KeyedStream stream = mask_stream(op, key, x.device(), rows_of(x).rows, weight.size(0),
                                          kOutputDropout, 0, row_offset, col_offset);

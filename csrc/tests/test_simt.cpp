@@ -56,16 +56,24 @@ __global__ void diverged_warp_kernel() {
   if (threadIdx.x % 2) __syncwarp();
 }
 
-void test_divergent_barrier(void (*kernel)(), const std::string& expected) {
+void test_refused(void (*kernel)(), const std::string& expected, int threads = 64,
+                  size_t shared = 512) {
   std::string message = "no error";
   try {
-    launch(kernel, 1, 64, 0, nullptr);
+    launch(kernel, 1, threads, shared, nullptr);
   } catch (const std::runtime_error& error) {
     message = error.what();
   }
   CHECK(message.find(expected) != std::string::npos,
         "expected '" << expected << "', got '" << message << "'");
 }
+
+__global__ void misaligned_copy_kernel() {
+  RF_SHARED(char, staged, 0, 64);
+  alignas(16) static const char source[32] = {};
+  cuda::cp_async_16(staged, source + 8, true);
+}
+__global__ void empty_kernel() {}
 
 __global__ void overrun_kernel(int index) {
   RF_SHARED(int, first, 0, 32);
@@ -178,10 +186,14 @@ void test_mma() {
 int main() {
   using namespace randfuse::test;
   test_missing_barrier();
-  test_divergent_barrier(exited_kernel, "16 threads have exited");
-  test_divergent_barrier(exited_kernel, "48 threads wait at __syncthreads");
-  test_divergent_barrier(two_sites_kernel, "32 threads wait at __syncthreads");
-  test_divergent_barrier(diverged_warp_kernel, "32 threads wait at warp collective");
+  test_refused(exited_kernel, "16 threads have exited");
+  test_refused(exited_kernel, "48 threads wait at __syncthreads");
+  test_refused(two_sites_kernel, "32 threads wait at __syncthreads");
+  test_refused(diverged_warp_kernel, "32 threads wait at warp collective");
+  test_refused(misaligned_copy_kernel, "aligned to 16 bytes");
+  test_refused(empty_kernel, "1024 threads", 1056);
+  test_refused(empty_kernel, "227 KB", 64, (227 << 10) + 16);
+  test_refused(empty_kernel, "no error", 1024, 227 << 10);
   test_out_of_bounds();
   test_async_copy();
   test_collectives();

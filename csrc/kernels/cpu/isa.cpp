@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -37,9 +38,11 @@ Isa min_isa(Isa a, Isa b) { return a < b ? a : b; }
 
 Isa initial_isa() {
   const char* cap = std::getenv("RANDFUSE_ISA");
+  if (cap == nullptr) return best_isa();
   for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
-    if (cap != nullptr && std::strcmp(cap, isa_name(isa)) == 0) return min_isa(isa, best_isa());
+    if (std::strcmp(cap, isa_name(isa)) == 0) return min_isa(isa, best_isa());
   }
+  std::fprintf(stderr, "randfuse: RANDFUSE_ISA must be baseline, avx2 or avx512, got %s\n", cap);
   return best_isa();
 }
 

@@ -3,7 +3,8 @@
 //   y = residual + D(relu?(z))          dz = D(grad), where z <= 0 (relu) 0
 //
 // One read of each operand, one write. GELU and SiLU are the library's elementwise kernels, run
-// before (or after) this pass: their vectorised erf and exp are not worth a second copy.
+// before (or after) this pass: their vectorised erf and exp are not worth a second copy. A 16-bit
+// result of theirs is rounded once more than the other activations', as in eager.
 #pragma once
 #include <cstdint>
 

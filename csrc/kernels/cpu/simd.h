@@ -1,23 +1,22 @@
 // The vector vocabulary of the CPU kernels, once per instruction set. No include guard: an
 // implementation includes it inside namespace randfuse::RF_ISA (see for_each_isa.h).
 //
-//   F32               kF32 floats; load/store convert from and to half, bfloat16 and float
-//   Row               what all columns of a row share: row_of(key, i, s, domain)
-//   Keep              64 decisions of a row, keep64(row, j0, threshold), of Philox blocks j0 ... j0
-//   + 7 store_bools(p, k) the 64 decisions as bytes kept(keep, v, x)  x where decision v*kF32 +
-//   lane keeps, else 0
+//   F32                kF32 floats; load/store convert from and to half, bfloat16 and float
+//   Row                what all columns of a row share: row_of(key, i, s, domain)
+//   Keep               64 decisions of a row: keep64(row, j0, threshold), blocks j0 ... j0 + 7
+//   store_bools(p, k)  the 64 decisions as bytes
+//   kept(keep, v, x)   x where decision v * kF32 + lane keeps, else 0
 //
 // A Philox word lives in the low half of a 64-bit lane: one widening multiply yields its high and
 // low product at once, and the rubbish it leaves in upper halves is ignored by the next multiply.
 
-struct Row {
-  uint64_t c2, c0, x2, x3, k0[kMaskRounds],
-      k1[kMaskRounds];  // 32-bit words, wide for broadcast loads
+struct Row {  // 32-bit words, wide for broadcast loads
+  uint64_t c2, c0, x2, x3, k0[kMaskRounds], k1[kMaskRounds];
 };
 
 // Rounds 1 and 2 of Philox as far as they do not depend on the column block j:
-//   round 1  c2' = hi(M0 j) ^ c2       c3' = lo(M0 j)   (the other two words are the same for all
-//   j) round 2  c0' = hi(M1 c2') ^ c0     c1' = lo(M1 c2')     c2'' = c3' ^ x2     c3'' = x3
+//   round 1  c2' = hi(M0 j) ^ c2    c3' = lo(M0 j), the other two words are the same for all j
+//   round 2  c0' = hi(M1 c2') ^ c0  c1' = lo(M1 c2')  c2'' = c3' ^ x2  c3'' = x3
 inline Row row_of(uint64_t key, uint32_t i, uint32_t s, uint32_t d) {
   Row w;
   for (uint32_t r = 0; r < kMaskRounds; ++r) {

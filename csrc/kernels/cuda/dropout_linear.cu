@@ -108,8 +108,8 @@ cudaError_t dropout_linear_workspace(Product product, int64_t m, int64_t n, int6
 template <class T>
 cudaError_t launch_dropout_linear(Product product, const DropoutLinearArgs<T>& a,
                                   cudaStream_t stream) {
-  if (a.m == 0 || a.n == 0 || a.k == 0) return cudaErrorInvalidValue;       // no product to compute
-  if (a.n > kMaxN || a.m > int64_t{1} << 34) return cudaErrorInvalidValue;  // steps are int
+  if (a.m == 0 || a.n == 0 || a.k == 0) return cudaErrorInvalidValue;  // no product to compute
+  if (a.n > kMaxN) return cudaErrorInvalidValue;
   int multiprocessors = 0;
   const cudaError_t status = multiprocessor_count(&multiprocessors);
   if (status != cudaSuccess) return status;

@@ -35,11 +35,11 @@ inline constexpr int kWarps = kThreads / 32;
 template <int kN>
 inline constexpr int kForwardResident = kN <= 32 ? 2 : 1;
 inline constexpr int kDgradResident = 2;
-inline constexpr int kStages = 4;  // of the cp.async pipelines
+inline constexpr int kGradStages = 4;  // of the cp.async pipelines of dgrad and wgrad
 // Forward has 8 KB of X in flight per block and waiting stage, so 48 or 40 KB per multiprocessor,
 // where HBM's latency asks for 23.
 template <int kN>
-inline constexpr int kForwardStages = kForwardResident<kN> == 1 ? 6 : kStages;
+inline constexpr int kForwardStages = kForwardResident<kN> == 1 ? 6 : 4;
 inline constexpr int kForwardRows = 16 * kWarps;  // of X per block
 inline constexpr int kForwardCols = 32;           // of X per step
 inline constexpr int kDgradRows = 16;             // of dX per step
@@ -61,9 +61,9 @@ struct Wgrad {
 template <int kN>
 inline constexpr int kForwardShared = kForwardStages<kN> * (2 * kThreads + 4 * kN) * 16;
 template <int kN>
-inline constexpr int kDgradShared = (kStages * (kN / 32) * 64 + kN * 4 * kWarps) * 16;
+inline constexpr int kDgradShared = (kGradStages * (kN / 32) * 64 + kN * 4 * kWarps) * 16;
 template <int kN>
-inline constexpr int kWgradShared = kStages * 4 * kThreads * 16 + 2 * Wgrad<kN>::kQuads * 8;
+inline constexpr int kWgradShared = kGradStages * 4 * kThreads * 16 + 2 * Wgrad<kN>::kQuads * 8;
 
 // How the work is divided. Blocks are tiles x splits; a split is `steps` steps of the contraction
 // (forward: columns, wgrad: rows) or, in dgrad, of the rows.
@@ -144,7 +144,8 @@ __global__ void __launch_bounds__(kThreads, kForwardResident<kN>)
     __syncthreads();  // the step's W has arrived, and everyone is done with the one before
     stage(step + kStages - 1);
     const int slot = step % kStages;
-    const uint32_t j = static_cast<uint32_t>(p.stream.col_offset / kMaskLanes + step * 4 + lane.t);
+    const uint32_t j =
+        static_cast<uint32_t>(p.stream.col_offset / kMaskLanes + int64_t{step} * 4 + lane.t);
     Words x[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -181,8 +182,8 @@ __global__ void __launch_bounds__(kThreads, kForwardResident<kN>)
 template <class T, int kN>
 __global__ void __launch_bounds__(kThreads, kDgradResident)
     dropout_linear_dgrad_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
-  RF_SHARED(Words, g_tiles, 0, kStages * (kN / 32) * 64);  // (stage, 32 columns, row, piece)
-  RF_SHARED(Words, w_rows, kStages * (kN / 32) * 64 * 16, kN * 4 * kWarps);  // (n, piece)
+  RF_SHARED(Words, g_tiles, 0, kGradStages * (kN / 32) * 64);  // (stage, 32 columns, row, piece)
+  RF_SHARED(Words, w_rows, kGradStages * (kN / 32) * 64 * 16, kN * 4 * kWarps);  // (n, piece)
   const Lane lane;
   const Rate rate = resolve(p.rate);
   const int shift = column_shift(p.stream);
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
 
   const auto stage = [&](int step) {
     if (step < last) {
-      Words* tile = g_tiles + step % kStages * (kN / 32) * 64;
+      Words* tile = g_tiles + step % kGradStages * (kN / 32) * 64;
       for (int i = threadIdx.x; i < kN / 32 * 64; i += kThreads) {
         const int64_t row = int64_t{step} * kDgradRows + i / 4 % 16;
         stage8(tile + i, p.grad + row * p.grad_stride, i / 64 * 32 + i % 4 * 8, row < p.m ? p.n : 0,
@@ -208,12 +209,12 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
   }
   cp_async_commit();
 #pragma unroll 1
-  for (int s = 0; s < kStages - 1; ++s) stage(first + s);
+  for (int s = 0; s < kGradStages - 1; ++s) stage(first + s);
 
   // B fragments of all N rows of W for the warp's 32 columns, read once per block: register r of
   // mma step 2s+h and tile q holds rows n, n + 1 = 32s + 8t + 4h + 2r + {0, 1} of one column, which
   // is half of word q of a piece.
-  cp_async_wait<kStages - 1>();
+  cp_async_wait<kGradStages - 1>();
   __syncthreads();
   uint32_t w[kN / 32][2][4][2];
 #pragma unroll
@@ -233,10 +234,10 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
   const uint32_t j = static_cast<uint32_t>((p.stream.col_offset + c) / kMaskLanes);
 #pragma unroll 1
   for (int step = first; step < last; ++step) {
-    cp_async_wait<kStages - 2>();
+    cp_async_wait<kGradStages - 2>();
     __syncthreads();  // the step's G has arrived, and everyone is done with the one before
-    stage(step + kStages - 1);
-    const Words* tile = g_tiles + step % kStages * (kN / 32) * 64;
+    stage(step + kGradStages - 1);
+    const Words* tile = g_tiles + step % kGradStages * (kN / 32) * 64;
     float acc[4][4] = {};
 #pragma unroll
     for (int s = 0; s < kN / 32; ++s) {
@@ -293,9 +294,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     dropout_linear_wgrad_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
   using Shape = Wgrad<kN>;
   constexpr int kQuadsPerThread = (Shape::kQuads + kThreads - 1) / kThreads;
-  RF_SHARED(Words, x_slots, 0, kStages * 4 * kThreads);  // (stage, row of 4, thread): private
+  RF_SHARED(Words, x_slots, 0, kGradStages * 4 * kThreads);  // (stage, row of 4, thread): private
   // (buffer, half, n, t)
-  RF_SHARED(Quad, g_quads, kStages * 4 * kThreads * 16, 2 * Shape::kQuads);
+  RF_SHARED(Quad, g_quads, kGradStages * 4 * kThreads * 16, 2 * Shape::kQuads);
   const Lane lane;
   const Rate rate = resolve(p.rate);
   const int shift = column_shift(p.stream);
@@ -313,8 +314,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (step < last) {
       for (int r = 0; r < 4; ++r) {
         const int64_t row = int64_t{step} * Shape::kRows + x_row + r;
-        stage8(x_slots + (step % kStages * 4 + r) * kThreads + threadIdx.x, p.x + row * p.x_stride,
-               c, row < p.m ? p.k : 0, plan.x_aligned);
+        stage8(x_slots + (step % kGradStages * 4 + r) * kThreads + threadIdx.x,
+               p.x + row * p.x_stride, c, row < p.m ? p.k : 0, plan.x_aligned);
       }
     }
     cp_async_commit();
@@ -343,21 +344,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float acc[kN / 16][Shape::kTiles][4] = {};
 #pragma unroll 1
-  for (int s = 0; s < kStages - 1; ++s) stage_x(first + s);
+  for (int s = 0; s < kGradStages - 1; ++s) stage_x(first + s);
   load_g(first);
   store_g(first);
 #pragma unroll 1
   for (int step = first; step < last; ++step) {
-    cp_async_wait<kStages - 2>();
+    cp_async_wait<kGradStages - 2>();
     __syncthreads();  // the step's G is stored, and everyone is done with the buffer of the next
-    stage_x(step + kStages - 1);
+    stage_x(step + kGradStages - 1);
     load_g(step + 1);  // in flight while this step computes
 
     Words x[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int64_t row = int64_t{step} * Shape::kRows + x_row + r;
-      x[r] = x_slots[(step % kStages * 4 + r) * kThreads + threadIdx.x];
+      x[r] = x_slots[(step % kGradStages * 4 + r) * kThreads + threadIdx.x];
       const StreamRow from = row < p.m ? stream_row(p.stream, row) : StreamRow{};
       drop8(x[r], mask_block(p.stream, from, j), rate.threshold);
     }

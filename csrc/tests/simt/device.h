@@ -71,8 +71,8 @@ uint32_t pack2(float low, float high) {
 
 // Fragment layout of the PTX manual, g = lane / 4 and t = lane % 4:
 //   A (16,16): a0 (g, 2t) a1 (g+8, 2t) a2 (g, 2t+8) a3 (g+8, 2t+8), each with its right neighbour
-//   B (16, 8): b0 (2t, g) b1 (2t+8, g), each with the one below;  C (16, 8): (g, 2t) pair, (g+8,
-//   2t) pair
+//   B (16, 8): b0 (2t, g) b1 (2t+8, g), each with the one below
+//   C (16, 8): c0 (g, 2t) c2 (g+8, 2t), each followed by its right neighbour
 template <class T>
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, RF_SITE) {
   uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};

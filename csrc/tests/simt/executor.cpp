@@ -1,27 +1,22 @@
 #include "executor.h"
 
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#else
-#define __sanitizer_start_switch_fiber(...) ((void)0)
-#define __sanitizer_finish_switch_fiber(...) ((void)0)
-#define __asan_unpoison_memory_region(...) ((void)0)
-#endif
 
 namespace simt {
 namespace {
@@ -31,10 +26,7 @@ constexpr int kPoison = 0xFF;  // a NaN in every floating format
 
 enum class State { kReady, kAtWarpCollective, kAtBlockBarrier, kExited };
 
-struct Copy {
-  void* to;
-  std::array<char, 16> bytes;
-};
+using Copy = std::pair<void*, std::array<char, 16>>;  // what goes where
 
 struct Site {  // of a collective
   const char* kind;
@@ -72,6 +64,7 @@ const std::function<void()>* kernel;
 size_t shared_limit;
 int self, threads, at_block_barrier, exited;
 std::mt19937 random_bits;
+std::exception_ptr failure;  // of a fiber: exceptions do not cross stacks by themselves
 
 // Back to the scheduler, until the collective at this place is complete.
 void yield(State state, const Site& site) {
@@ -87,7 +80,11 @@ void yield(State state, const Site& site) {
 
 void thread_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
-  (*kernel)();
+  try {
+    (*kernel)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
   yield(State::kExited, {"exit", "", 0});
 }
 
@@ -117,8 +114,6 @@ void resume(int thread) {
 void release(int first, int count) {
   for (int t = first; t < first + count; ++t) {
     if (!(fibers[t].site == fibers[first].site)) report_divergence();
-  }
-  for (int t = first; t < first + count; ++t) {
     fibers[t].state = State::kReady;
     warps[t / kWarpSize].ready |= 1u << t % kWarpSize;
   }
@@ -161,6 +156,7 @@ void run_block() {
   for (int thread = pick(0); thread >= 0; thread = pick(thread / kWarpSize)) {
     Warp& warp = warps[thread / kWarpSize];
     resume(thread);
+    if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
     warp.ready &= ~(1u << thread % kWarpSize);
     const State state = fibers[thread].state;
     if (state == State::kExited) {
@@ -180,7 +176,9 @@ void run_block() {
 
 void run_grid(int64_t blocks, int threads_, size_t dynamic_shared,
               const std::function<void()>& body) {
-  if (threads_ % kWarpSize != 0) throw std::runtime_error("a block must consist of whole warps");
+  if (threads_ % kWarpSize != 0 || threads_ > 1024 || dynamic_shared > 227 << 10) {
+    throw std::runtime_error("a block has whole warps, 1024 threads and 227 KB shared at most");
+  }
   threads = threads_;
   block_size.x = static_cast<unsigned>(threads);
   grid_size.x = static_cast<unsigned>(blocks);
@@ -200,8 +198,7 @@ void run_grid(int64_t blocks, int threads_, size_t dynamic_shared,
 
 void* shared_array(size_t offset, size_t bytes, size_t align) {
   if (offset + bytes > shared_limit || offset % align != 0) {
-    throw std::runtime_error(
-        "a shared array must lie in the launch's dynamic shared memory, aligned");
+    throw std::runtime_error("a shared array must lie aligned in the launch's shared memory");
   }
   for (const auto& [start, array] : shared) {
     if (start != offset && start < offset + bytes && offset < start + array.size()) {
@@ -225,8 +222,11 @@ const Exchange& warp_exchange(const uint32_t* words, int count, const char* file
 }
 
 void async_copy_16(void* to, const void* from, bool in_range) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0) {
+    throw std::runtime_error("an asynchronous copy needs addresses aligned to 16 bytes");
+  }
   Copy copy{to, {}};
-  if (in_range) std::memcpy(copy.bytes.data(), from, 16);
+  if (in_range) std::memcpy(copy.second.data(), from, 16);
   std::memset(to, kPoison, 16);
   fibers[self].copies.back().push_back(copy);
 }
@@ -236,7 +236,7 @@ void async_commit() { fibers[self].copies.emplace_back(); }
 void async_wait(int pending_groups) {
   auto& groups = fibers[self].copies;
   while (static_cast<int>(groups.size()) > pending_groups + 1) {
-    for (const Copy& c : groups.front()) std::memcpy(c.to, c.bytes.data(), 16);
+    for (const auto& [to, bytes] : groups.front()) std::memcpy(to, bytes.data(), 16);
     groups.pop_front();
   }
 }

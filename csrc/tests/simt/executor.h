@@ -31,7 +31,7 @@ struct Exchange {
 inline unsigned seed = 1;  // of the schedule of the next launches
 inline int multiprocessors = 3;
 
-// Runs body once per thread. Throws std::runtime_error on a divergent barrier.
+// Runs body once per thread. Throws std::runtime_error on what a GPU would refuse or hang on.
 void run_grid(int64_t blocks, int threads, size_t dynamic_shared,
               const std::function<void()>& body);
 
