@@ -99,11 +99,11 @@ def test_reference_agrees_on_the_samples(name):
     ("dropout_mask", 1, [4], "shape must be two sizes"),
     ("dropout_mask", 1, [-4, 2], "shape must be two sizes"),
     ("dropout_linear", 1, torch.ones(5, 8, dtype=torch.float64), r"weight must have shape \(N, K=9\)"),
-    ("dropout_linear", 1, torch.ones(5, 9), "weight must be Double, got Float"),
+    ("dropout_linear", 1, torch.ones(5, 9), "weight must be torch.float64, got torch.float32"),
     ("dropout_linear", 2, torch.ones(4, dtype=torch.float64), r"bias must have shape \(N,\)"),
     ("dropout_linear_dgrad", 1, torch.ones(4, 9, dtype=torch.float64), r"weight must have shape \(N=5, K\)"),
-    ("dropout_linear_wgrad", 1, torch.ones(3, 9, dtype=torch.float64), "x must have as many rows as grad = 4, got 3"),
-    ("linear_dropout", 4, "tanh", "activation must be none, relu, gelu or silu, got tanh"),
+    ("dropout_linear_wgrad", 1, torch.ones(3, 9, dtype=torch.float64), r"x must have shape \(…, K\) = \[4, 9\], got \[3, 9\]"),
+    ("linear_dropout", 4, "tanh", "activation must be one of none, relu, gelu, silu, got 'tanh'"),
     ("linear_dropout", 3, torch.ones(4, 4, dtype=torch.float64), "residual must have shape"),
     ("act_dropout", 1, torch.ones(4, 8, dtype=torch.float64), "residual must have shape"),
     ("act_dropout_grad", 1, torch.ones(4, 8, dtype=torch.float64), r"z must have shape \[4, 9\]"),
@@ -114,6 +114,21 @@ def test_raw_ops_guard_memory(name, position, value, message):
     arguments[position] = value
     with pytest.raises((TypeError, ValueError), match=f"^{name}: {message}"):
         _registry.overloads("randfuse")[name](*arguments)
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n != "dropout_mask"])
+def test_raw_ops_under_autocast_keep_their_dtype(name):
+    """The library's products inside an op are not cast a second time."""
+
+    def single(a):
+        return a.detach().float() if isinstance(a, torch.Tensor) and a.is_floating_point() and a.dim() else a
+
+    for sample in SAMPLES[name]:
+        arguments = tuple(map(single, sample))
+        expected = _registry.overloads("randfuse")[name](*arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = _registry.overloads("randfuse")[name](*arguments)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_import_surface():
