@@ -102,7 +102,7 @@ def test_reference_agrees_on_the_samples(name):
     ("dropout_linear", 1, torch.ones(5, 9), "weight must be torch.float64, got torch.float32"),
     ("dropout_linear", 2, torch.ones(4, dtype=torch.float64), r"bias must have shape \(N,\)"),
     ("dropout_linear_dgrad", 1, torch.ones(4, 9, dtype=torch.float64), r"weight must have shape \(N=5, K\)"),
-    ("dropout_linear_wgrad", 1, torch.ones(3, 9, dtype=torch.float64), r"x must have shape \(…, K\) = \[4, 9\], got \[3, 9\]"),
+    ("dropout_linear_wgrad", 1, x(3, 9), r"x must have shape \(…, K\) = \[4, 9\], got \[3, 9\]"),
     ("linear_dropout", 4, "tanh", "activation must be one of none, relu, gelu, silu, got 'tanh'"),
     ("linear_dropout", 3, torch.ones(4, 4, dtype=torch.float64), "residual must have shape"),
     ("act_dropout", 1, torch.ones(4, 8, dtype=torch.float64), "residual must have shape"),
