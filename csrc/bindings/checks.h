@@ -7,6 +7,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -20,8 +22,20 @@ namespace randfuse {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// 64-column groups below which a task (~7 us of work) costs more to hand out than to do.
+// 64-column groups a task: about 7 us of work. Threads take tasks as they come, because one that
+// was asleep starts late; no result depends on who does what.
 inline constexpr int64_t kGrain = 512;
+
+template <class Body>
+void parallel_groups(int64_t groups, const Body& body) {
+  if (groups <= kGrain) return body(0, groups);
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(kGrain)) < groups;) {
+      body(begin, std::min(begin + kGrain, groups));
+    }
+  });
+}
 
 // The at:: products inside an op keep the dtype that the op was called with.
 struct NoAutocast {

@@ -40,8 +40,8 @@ Tensor dropout_mask_cpu(const Tensor& key, at::IntArrayRef shape, double p,
   const Rate rate = cpu_rate("dropout_mask", p, p_tensor);
   const Tensor mask = at::empty(shape, key.options().dtype(at::kBool));
   const cpu::DropoutMaskArgs args{mask.mutable_data_ptr<bool>(), shape[1], stream, rate};
-  at::parallel_for(0, cpu::mask_groups(shape[0], shape[1], col_offset), kGrain,
-                   [&](int64_t begin, int64_t end) { cpu::dropout_mask(args, begin, end); });
+  parallel_groups(cpu::mask_groups(shape[0], shape[1], col_offset),
+                  [&](int64_t begin, int64_t end) { cpu::dropout_mask(args, begin, end); });
   return mask;
 }
 
@@ -51,8 +51,8 @@ void drop_rows_cpu(const Tensor& x, const Tensor& y, const MaskStream& stream, c
   dispatch_float(x, [&](auto type) {
     using T = decltype(type);
     const cpu::DropoutArgs<T> args{in<T>(x), out<T>(y), x.size(1), row_stride(x), stream, rate};
-    at::parallel_for(0, cpu::mask_groups(x.size(0), x.size(1), stream.col_offset), kGrain,
-                     [&](int64_t begin, int64_t end) { cpu::dropout<T>(args, begin, end); });
+    parallel_groups(cpu::mask_groups(x.size(0), x.size(1), stream.col_offset),
+                    [&](int64_t begin, int64_t end) { cpu::dropout<T>(args, begin, end); });
   });
 }
 

@@ -51,8 +51,8 @@ void epilogue(const Tensor& z, const OptionalTensor& residual, std::string_view 
     using T = decltype(type);
     auto args = arguments<T>(a, out_, activation == "relu", stream, rate);
     args.residual = r.defined() ? in<T>(r) : nullptr;
-    at::parallel_for(0, cpu::mask_groups(shape.rows, shape.cols, stream.col_offset), kGrain,
-                     [&](int64_t begin, int64_t end) { cpu::act_dropout<T>(args, begin, end); });
+    parallel_groups(cpu::mask_groups(shape.rows, shape.cols, stream.col_offset),
+                    [&](int64_t begin, int64_t end) { cpu::act_dropout<T>(args, begin, end); });
   });
 }
 
@@ -108,8 +108,8 @@ Tensor act_dropout_grad_cpu(const Tensor& grad, const Tensor& z, c10::string_vie
     using T = decltype(type);
     auto args = arguments<T>(pre, dz, activation == "relu", stream, rate);
     args.grad = in<T>(g);
-    at::parallel_for(
-        0, cpu::mask_groups(shape.rows, shape.cols, stream.col_offset), kGrain,
+    parallel_groups(
+        cpu::mask_groups(shape.rows, shape.cols, stream.col_offset),
         [&](int64_t begin, int64_t end) { cpu::act_dropout_grad<T>(args, begin, end); });
   });
   return dz;
