@@ -22,8 +22,8 @@ namespace randfuse {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// 64-column groups a task: about 7 us of work. Threads take tasks as they come, because one that
-// was asleep starts late; no result depends on who does what.
+// 64-column groups a task: about 7 us of work. Threads take tasks as they come, so that one that
+// starts late does less; no result depends on who does what.
 inline constexpr int64_t kGrain = 512;
 
 template <class Body>
