@@ -2,8 +2,8 @@
 
 from randfuse import _registry
 
-from . import dropout, dropout_linear, launch, linear_dropout
+from . import dropconnect_linear, dropout, dropout_linear, launch, linear_dropout, mixout_linear
 
-__all__ = ["dropout", "dropout_linear", "linear_dropout"]
+__all__ = ["dropconnect_linear", "dropout", "dropout_linear", "linear_dropout", "mixout_linear"]
 
 _registry.install(launch.NAMESPACE)

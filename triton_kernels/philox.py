@@ -15,6 +15,7 @@ MASK_ROUNDS = tl.constexpr(streams.MASK_ROUNDS)
 WORD_ROUNDS = tl.constexpr(streams.WORD_ROUNDS)
 INPUT_DOMAIN = tl.constexpr(streams.domain_word(streams.DROPOUT, 16))
 OUTPUT_DOMAIN = tl.constexpr(streams.domain_word(streams.OUTPUT_DROPOUT, 16))
+WEIGHT_DOMAIN = tl.constexpr(streams.domain_word(streams.WEIGHT_MASK, 16))
 FOLD_DOMAIN = tl.constexpr(streams.domain_word(0, 128))
 ROUND = tl.constexpr(2.0**52)  # float64 has no fraction bits from here on: adding it rounds, half to even
 

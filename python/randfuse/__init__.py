@@ -6,18 +6,33 @@ Every decision is a pure function of (key, op, coordinates), the same on CPU, CU
 from . import _extension, _registry
 from ._backends import use_backend
 from .keys import draw_key, effective_p, fold_in, key, split
-from .ops import dropout, dropout_linear, dropout_mask, linear_dropout
+from .ops import (
+    dropconnect,
+    dropconnect_linear,
+    dropout,
+    dropout_linear,
+    dropout_mask,
+    embedding_dropout,
+    linear_dropout,
+    mixout,
+    mixout_linear,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "draw_key",
+    "dropconnect",
+    "dropconnect_linear",
     "dropout",
     "dropout_linear",
     "dropout_mask",
     "effective_p",
+    "embedding_dropout",
     "fold_in",
     "key",
     "linear_dropout",
+    "mixout",
+    "mixout_linear",
     "nn",
     "split",
     "use_backend",

@@ -17,6 +17,9 @@ class Entry(NamedTuple):
     evidence: str
 
 
+# Elsewhere these exist on no GPU but in the reference: with a library's product there is one elementwise pass to win.
+TRITON_ONLY = frozenset({"dropconnect_linear", "mixout", "mixout_linear"})
+
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
 
 # Models: a read and a write of x beside a bf16 GEMM cost 367/N of it (4.3 TB/s against 790 TFLOP/s), of y 367/K; a

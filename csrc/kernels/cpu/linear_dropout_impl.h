@@ -3,14 +3,6 @@ namespace randfuse::RF_ISA {
 // mask_rows.h builds on simd.h
 #include "mask_rows.h"
 
-// p (n elements) itself when its group is whole, else a copy of it at [skip, skip + n) of buffer.
-template <class T>
-inline const T* whole_group(const T* p, T* buffer, int skip, int n) {
-  if (p == nullptr || n == kGroup) return p;
-  std::memcpy(buffer + skip, p, n * sizeof(T));
-  return buffer;
-}
-
 // Walks out = f(first, second or null) by groups: full(first, second, out, keep) sees 64 elements
 // each.
 template <class T, class Full>

@@ -77,3 +77,11 @@ inline void on_group(const T* in, T* out, int skip, int n, Full&& full) {
   full(buffer, buffer);
   std::memcpy(out, buffer + skip, n * sizeof(T));
 }
+
+// p (n elements) itself when its group is whole, else a copy of it at [skip, skip + n) of buffer.
+template <class T>
+inline const T* whole_group(const T* p, T* buffer, int skip, int n) {
+  if (p == nullptr || n == kGroup) return p;
+  std::memcpy(buffer + skip, p, n * sizeof(T));
+  return buffer;
+}

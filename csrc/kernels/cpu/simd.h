@@ -86,6 +86,7 @@ inline F32 kept(const Keep& k, int v, F32 x) {
 inline F32 broadcast(float x) { return _mm512_set1_ps(x); }
 inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 // NaN passes both, as in torch.relu and its derivative.
 inline F32 relu(F32 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
 inline F32 relu_grad(F32 grad, F32 x) {
@@ -186,6 +187,7 @@ inline F32 kept(const Keep& k, int v, F32 x) {
 inline F32 broadcast(float x) { return _mm256_set1_ps(x); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
 inline F32 relu(F32 x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
 inline F32 relu_grad(F32 grad, F32 x) {
   return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ), grad);
@@ -273,6 +275,7 @@ inline F32 kept(const Keep& k, int v, F32 x) {
 inline F32 broadcast(float x) { return F32{x, x, x, x}; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
 inline F32 add(F32 a, F32 b) { return a + b; }
+inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 relu(F32 x) { return reinterpret_cast<F32>(reinterpret_cast<I32>(x) & ~(x <= 0.0f)); }
 inline F32 relu_grad(F32 grad, F32 x) {
   return reinterpret_cast<F32>(reinterpret_cast<I32>(grad) & ~(x <= 0.0f));

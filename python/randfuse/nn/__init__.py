@@ -1,7 +1,21 @@
 """Layers whose state_dict is that of the layer they replace."""
 
+from .dropconnect_linear import DropConnectLinear
 from .dropout_linear import DropoutLinear
+from .embedding_dropout import EmbeddingDropout
 from .linear_dropout import LinearDropout
+from .locked_dropout import LockedDropout
+from .mixout_linear import MixoutLinear
 from .schedule import DropoutSchedule
+from .weight_drop import WeightDrop
 
-__all__ = ["DropoutLinear", "DropoutSchedule", "LinearDropout"]
+__all__ = [
+    "DropConnectLinear",
+    "DropoutLinear",
+    "DropoutSchedule",
+    "EmbeddingDropout",
+    "LinearDropout",
+    "LockedDropout",
+    "MixoutLinear",
+    "WeightDrop",
+]

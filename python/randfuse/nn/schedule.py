@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._tensor_p import TensorP
+from ._tensor_p import HasP
 
 
 class DropoutSchedule:
@@ -48,7 +48,7 @@ class DropoutSchedule:
         if mode not in ("early", "late", "linear", "constant"):
             raise ValueError(f"DropoutSchedule: mode must be 'early', 'late', 'linear' or 'constant', got {mode!r}")
         if layers is None:
-            layers = [m for m in model.modules() if isinstance(m, TensorP)]
+            layers = [m for m in model.modules() if isinstance(m, HasP)]
         if not layers:
             raise ValueError("DropoutSchedule: model must have a layer of randfuse.nn with a p, got none")
         device = next((t.device for t in model.parameters()), torch.device("cpu"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .dropconnect_linear import dropconnect_linear
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear_wgrad
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
+from .mixout_linear import mixout, mixout_linear
 
 FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
@@ -19,5 +21,8 @@ FUNCTIONS: dict[str, Callable] = {
         linear_dropout,
         act_dropout,
         act_dropout_grad,
+        dropconnect_linear,
+        mixout,
+        mixout_linear,
     )
 }
