@@ -19,7 +19,13 @@ from randfuse.bench.run import Options, jobs, run
 from torch import Tensor
 
 CASES = case.load()
-SMALL = {"dropout": (8, 96), "dropout_linear": (24, 64, 8), "linear_dropout": (24, 16, 40)}
+SMALL = {
+    "dropconnect_linear": (24, 64, 8),
+    "dropout": (8, 96),
+    "dropout_linear": (24, 64, 8),
+    "linear_dropout": (24, 16, 40),
+    "mixout_linear": (24, 64, 8),
+}
 
 
 class FakeClock:

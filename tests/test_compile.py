@@ -16,9 +16,11 @@ W = torch.randn(7, 40)
 def ops(key, p=0.4):
     """The family as functions of x alone."""
     return {
+        "dropconnect_linear": lambda x: randfuse.dropconnect_linear(x, W, p=p, key=key),
         "dropout": lambda x: randfuse.dropout(x, p, key=key),
         "dropout_linear": lambda x: randfuse.dropout_linear(x, W, p=p, key=key),
         "linear_dropout": lambda x: randfuse.linear_dropout(x, W, p=p, activation="gelu", key=key),
+        "mixout_linear": lambda x: randfuse.mixout_linear(x, W, W / 2, p=p, key=key),
     }
 
 
@@ -140,7 +142,7 @@ def test_vmap_randomness_of_a_drawn_key(name):
 
 
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (0, 0, None), (1, 1, 0)])
-@pytest.mark.parametrize("linear", ["dropout_linear", "linear_dropout"])
+@pytest.mark.parametrize("linear", ["dropconnect_linear", "dropout_linear", "linear_dropout", "mixout_linear"])
 def test_vmap_over_weights_and_gradients(linear, in_dims):
     """Per-sample gradients and ensembles: any operand batched, forward and reverse."""
     sizes = {"x": (5, 40), "w": (7, 40), "b": (7,)}
@@ -153,8 +155,10 @@ def test_vmap_over_weights_and_gradients(linear, in_dims):
     key = randfuse.key(2)
 
     def loss(x, w, b):
-        if linear == "dropout_linear":
-            return randfuse.dropout_linear(x, w, b, 0.4, key=key).square().sum()
+        if linear in ("dropconnect_linear", "dropout_linear"):
+            return getattr(randfuse, linear)(x, w, b, 0.4, key=key).square().sum()
+        if linear == "mixout_linear":
+            return randfuse.mixout_linear(x, w, w.square(), b, 0.4, key=key).square().sum()
         return randfuse.linear_dropout(x, w, b, 0.4, activation="silu", key=key).square().sum()
 
     got = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)), in_dims=in_dims)(*batched)

@@ -11,9 +11,19 @@ import torch
 from randfuse.testing import assert_bitwise_equal
 from torch import nn
 
+
+def fine_tuned(**k):
+    """Away from its anchor, where mixout is the identity."""
+    layer = randfuse.nn.MixoutLinear.from_linear(nn.Linear(20, 7), **k)
+    nn.init.normal_(layer.weight)
+    return layer
+
+
 LAYERS = [
     lambda **k: randfuse.nn.DropoutLinear(20, 7, **k),
     lambda **k: randfuse.nn.LinearDropout(20, 7, activation="gelu", **k),
+    lambda **k: randfuse.nn.DropConnectLinear(20, 7, **k),
+    fine_tuned,
 ]
 
 
@@ -53,9 +63,31 @@ def test_copies_and_pickles(make):
         assert_bitwise_equal(twin(x, key=key), layer(x, key=key))
 
 
+def test_mixout_keeps_its_anchor():
+    """The pretrained parameters are taken over as objects; no state that is loaded later moves the anchor."""
+    linear = nn.Linear(20, 7)
+    layer, before = randfuse.nn.MixoutLinear.from_linear(linear.eval(), p=1.0), linear.weight.detach().clone()
+    assert layer.weight is linear.weight
+    assert layer.bias is linear.bias
+    assert not layer.training
+    layer.load_state_dict(nn.Linear(20, 7).state_dict())
+    x = torch.randn(3, 20)
+    assert_bitwise_equal(layer.train()(x), nn.functional.linear(x, before, layer.bias))
+    layer.set_anchor()
+    assert_bitwise_equal(layer(x), nn.functional.linear(x, linear.weight, layer.bias))
+    assert layer.double().anchor_weight.dtype == torch.float64
+    fresh = randfuse.nn.MixoutLinear(20, 7)
+    with pytest.raises(RuntimeError, match="^MixoutLinear: anchor_weight must be set before training"):
+        fresh(x)
+    assert fresh.eval()(x).shape == (3, 7)
+
+
 @pytest.mark.parametrize("make", LAYERS)
 def test_bad_p(make):
-    with pytest.raises(ValueError, match=r"^(DropoutLinear|LinearDropout): p must be in \[0, 1\], got 1.5"):
+    with pytest.raises(
+        ValueError,
+        match=r"^(DropoutLinear|LinearDropout|DropConnectLinear|MixoutLinear): p must be in \[0, 1\], got 1.5",
+    ):
         make(p=1.5)
 
 

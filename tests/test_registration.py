@@ -26,6 +26,11 @@ def turned(*shape):
 STREAM = (KEY, 0.4, None, 1, 2)
 TENSOR_P = (torch.tensor([3, 4]), 0.0, torch.tensor(0.4, dtype=torch.float64), 0, 0)
 SAMPLES = {
+    "dropconnect_linear": [
+        (x(4, 9), x(5, 9), x(5), *STREAM),
+        (x(2, 2, 9, grad=False), turned(9, 6), None, *TENSOR_P),
+        (x(0, 9), x(5, 9), None, *STREAM),
+    ],
     "dropout": [
         (x(4, 9), *STREAM[:3], 1, 0, 1, 2),
         (turned(9, 4), *STREAM[:3], 2, 0, 0, 0),
@@ -43,6 +48,11 @@ SAMPLES = {
     "linear_dropout": [
         (x(4, 9), x(5, 9), x(5), x(4, 5), "gelu", True, *STREAM),
         (x(4, 9, grad=False), x(9, 5, grad=False).t(), None, None, "none", False, *TENSOR_P),
+    ],
+    "mixout": [(x(4, 9), x(4, 9), *STREAM), (turned(9, 4), x(4, 9, grad=False), *TENSOR_P)],
+    "mixout_linear": [
+        (x(4, 9), x(5, 9), x(5, 9), x(5), *STREAM),
+        (x(2, 2, 9, grad=False), turned(9, 6), x(6, 9, grad=False), None, *TENSOR_P),
     ],
     "act_dropout": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), None, "relu", *TENSOR_P)],
     "act_dropout_grad": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), x(4, 9), "relu", *TENSOR_P)],
@@ -89,6 +99,7 @@ def test_reference_agrees_on_the_samples(name):
 
 
 @pytest.mark.parametrize(("name", "position", "value", "message"), [
+    ("dropconnect_linear", 1, torch.ones(5, 8, dtype=torch.float64), r"weight must have shape \(N, K=9\)"),
     ("dropout", 0, torch.ones(4, 9, dtype=torch.int32), "x must be float32"),
     ("dropout", 1, torch.tensor(1.0), "key must be int64"),
     ("dropout", 1, torch.tensor([1, 2, 3]), "key must have a length that divides the 4 rows, got 3"),
@@ -105,6 +116,9 @@ def test_reference_agrees_on_the_samples(name):
     ("dropout_linear_wgrad", 1, x(3, 9), r"x must have shape \(…, K\) = \[4, 9\], got \[3, 9\]"),
     ("linear_dropout", 4, "tanh", "activation must be one of none, relu, gelu, silu, got 'tanh'"),
     ("linear_dropout", 3, torch.ones(4, 4, dtype=torch.float64), "residual must have shape"),
+    ("mixout", 1, torch.ones(4, 8, dtype=torch.float64), "anchor must have the shape of weight = "),
+    ("mixout", 1, torch.ones(4, 9), "anchor must be torch.float64, got torch.float32"),
+    ("mixout_linear", 0, torch.ones(4, 8, dtype=torch.float64), r"weight must have shape \(N, K=8\)"),
     ("act_dropout", 1, torch.ones(4, 8, dtype=torch.float64), "residual must have shape"),
     ("act_dropout_grad", 1, torch.ones(4, 8, dtype=torch.float64), r"z must have shape \[4, 9\]"),
 ])  # fmt: skip

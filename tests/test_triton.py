@@ -40,7 +40,8 @@ if not INTERPRETING:
 
     @pytest.mark.skipif(BROKEN_INTERPRETER, reason="Triton 3.6 interprets with NumPy below 2.4 only")
     def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
+        files = sorted(Path(__file__).parent.glob("test_triton*.py"))
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *files]
         run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
         assert run.returncode == 0, f"tests in the interpreter failed:\n{run.stdout[-6000:]}{run.stderr[-2000:]}"
 
@@ -419,6 +420,9 @@ def samples(device):
         "dropout_linear_dgrad": (g, w, *stream),
         "dropout_linear_wgrad": (g, x, *stream),
         "linear_dropout": (x, w, b, r, "gelu", True, *stream),
+        "dropconnect_linear": (x, x.detach(), None, *stream),
+        "mixout": (x, x.detach(), *stream),
+        "mixout_linear": (x, x.detach(), x.detach() / 2, None, *stream),
         "act_dropout": (g, r, "gelu", *stream),
         "act_dropout_grad": (g, r, "gelu", *stream),
     }

@@ -101,7 +101,7 @@ def resources(kernel, folder, options):
 
 def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=False, sample=0):
     """Call every launcher once; the tensors are never read."""
-    from randfuse.triton_kernels import dropout, dropout_linear, linear_dropout
+    from randfuse.triton_kernels import dropout, dropout_linear, linear_dropout, mixout_linear
 
     x, w, g = (torch.empty(s, dtype=dtype) for s in ((M, K), (N, K), (M, N)))
     b = torch.empty(N, dtype=dtype)
@@ -115,6 +115,7 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
     linear_dropout.linear_dropout(x, w, b, g, "gelu", True, *stream)
     linear_dropout.act_dropout(g, g, "gelu", *stream)
     linear_dropout.act_dropout_grad(g, g, "gelu", *stream)
+    mixout_linear.mixout(w, w, *stream)
 
 
 def show(title, rows):

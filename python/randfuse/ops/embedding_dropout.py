@@ -25,7 +25,7 @@ def embedding_dropout(
     generator: torch.Generator | None = None,
     row_offset: int = 0,
 ) -> Tensor:
-    """Look up tokens in an embedding of which each row, for all its occurrences in the call, is dropped with probability p.
+    """Look up tokens in an embedding; each row is dropped with probability p, for all its occurrences in the call.
 
     Equivalent to: ``F.embedding(tokens, weight * F.dropout(torch.ones(V, 1), p))``, a row's mask being a function of
     (key, token)

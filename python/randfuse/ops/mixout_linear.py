@@ -27,7 +27,7 @@ def mixout(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """Replace each element by that of an anchor with probability p; the others move away from it, so that the mean stays.
+    """Replace each element by its anchor with probability p; the others move away from theirs, so that the mean stays.
 
     Equivalent to: ``anchor + F.dropout(weight - anchor, p)``, the mask being a function of the key
 
@@ -167,7 +167,14 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _vmap(
-    info: Any, in_dims: tuple[Any, ...], weight: Tensor, anchor: Tensor, key: Tensor, p: float, p_tensor: Any, *rest: int
+    info: Any,
+    in_dims: tuple[Any, ...],
+    weight: Tensor,
+    anchor: Tensor,
+    key: Tensor,
+    p: float,
+    p_tensor: Any,
+    *rest: int,
 ) -> Any:
     refuse_batched_p("mixout", in_dims[4])
     size = info.batch_size
@@ -191,6 +198,4 @@ def _linear_vmap(
 
 
 rules("mixout", _fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
-rules(
-    "mixout_linear", _linear_fake, setup_context=_linear_setup_context, backward=_linear_backward, vmap=_linear_vmap
-)
+rules("mixout_linear", _linear_fake, setup_context=_linear_setup_context, backward=_linear_backward, vmap=_linear_vmap)
