@@ -398,7 +398,7 @@ def test_list_names_cases_and_reasons(capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "nothing"], "--op must be among dropout, dropout_linear, linear_dropout, got 'nothing'"),
+        (["--op", "nothing"], f"--op must be among {', '.join(sorted(CASES))}, got 'nothing'"),
         (["--backend", "opencl"], "--backend must be among eager, native"),
         (["--shape", "3,4"], "--shape must come with one --op"),
         (["--op", "dropout", "--shape", "3,4,5"], "--shape must be positive sizes rows,cols"),

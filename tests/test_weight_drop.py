@@ -1,4 +1,4 @@
-"""nn.WeightDrop and nn.LockedDropout: masks shared over time, raw weights and their gradients, state, cuDNN's buffer."""
+"""nn.WeightDrop and nn.LockedDropout: masks shared over time, gradients of raw weights, state, cuDNN's buffer."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ enum class Op : uint32_t {
   kSketchPermutation = 19,
   kRowSampling = 20,
   kRaceLow = 21,
+  kEmbeddingRow = 22,
 };
 
 inline constexpr uint32_t kStreamVersion = 1;

@@ -16,8 +16,8 @@ class MixoutLinear(TensorP):
 
     The anchor is a buffer outside the state, which is that of `nn.Linear`: it stands in the pretrained checkpoint
     already. So make the layer from the pretrained one (`from_linear`), or load that and call `set_anchor()`; a
-    fine-tuned state loaded afterwards leaves the anchor alone. Training without an anchor raises. The bias is not mixed;
-    in eval mode it is `nn.Linear`. `p` may be a 0-d tensor (see `DropoutSchedule`).
+    fine-tuned state loaded afterwards leaves the anchor alone. Training without an anchor raises. The bias is not
+    mixed; in eval mode it is `nn.Linear`. `p` may be a 0-d tensor (see `DropoutSchedule`).
 
     >>> layer = randfuse.nn.MixoutLinear.from_linear(torch.nn.Linear(8, 4), p=0.9)
     >>> layer(torch.ones(2, 8)).shape
