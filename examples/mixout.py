@@ -1,8 +1,9 @@
 """Mixout (Lee, Cho, Kang, ICLR 2020) against plain fine-tuning of a small pretrained network, on handwritten digits.
 
-Claim: fine-tuning on few and partly wrong labels overfits and forgets; going back to the pretrained weights at random, each
-weight with probability p and anew at each step, keeps what was known. The network learns 900 clean digits; then it gets
-40 digits that are blurred sideways, a fifth of the labels random, and is judged on clean labels of both kinds of image.
+Claim: fine-tuning on few and partly wrong labels overfits and forgets; going back to the pretrained weights at random,
+each weight with probability p and anew at each step, keeps more of what was known. The network learns 900 clean digits;
+then it gets 40 digits that are blurred sideways, a fifth of the labels random, and is judged on clean labels of both
+kinds of image.
 """
 
 from __future__ import annotations
