@@ -1,21 +1,17 @@
 // block_dropout_linear and its two gradients: y = D(x) W^T + b, dgrad = D(g W), wgrad = g^T D(x),
-// where D keeps for each 128 rows the listed blocks of columns and scales them.
+// where D keeps, for each block of rows r, the listed blocks of columns and scales them.
 //
-// Products of the library over kept slices of the operands, so that work is (1-p) 2 M N K flops and
-// float32 operands are not even copied:
+// Work: (1-p) 2 M N K flops in products of the library over slices of the operands, which are not
+// copied. A run is what neighbouring kept blocks make together:
 //
-//   forward  y[r]    = sum over runs of kept blocks of scale * x[r, run] W[:, run]^T
-//   dgrad    dx[r,c] = scale * g[r] W[:, run]                  for each run, zeros elsewhere
-//   wgrad    dW[:,c] = sum over the row blocks r that keep c of scale * g[r]^T x[r, c]
+//   forward  y[r, panel]  = sum over the runs of r of scale x[r, run] W[panel, run]^T
+//   dgrad    dx[r, run]   = sum over panels of scale g[r, panel] W[panel, run]; zeros elsewhere
+//   wgrad    dW[panel, :] = sum over r and its runs of scale g[r, panel]^T x[r, run]
 //
-// A run is what neighbouring kept blocks make together. 16-bit sums must not be rounded between
-// runs, so those operands are gathered into one product. Tasks own pieces of the result and each
-// calls the library on one thread: a product of 128 rows is too small to be shared, and the pieces
-// of W that it packs stay in the core's own cache.
+// Tasks own pieces of the result and sum in a fixed order; each calls the library on one thread.
+// Sums of 16-bit data may not be rounded from run to run, so those operands are widened to float32.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -24,8 +20,8 @@
 namespace randfuse {
 namespace {
 
-constexpr int64_t kRowBlock = 128;  // rows that share a choice
-constexpr int64_t kPanel = 512;     // output features of a task
+constexpr int64_t kRowBlock = 256;  // rows that share a choice; ROWS of the reference
+constexpr int64_t kPanel = 512;     // output features: with it, both factors' pages fit the TLB
 
 struct Run {  // [begin, end) of rows or columns
   int64_t begin, end;
@@ -45,10 +41,6 @@ void append(Runs& runs, Run run) {
 struct Choice {
   std::vector<Run> rows;      // of each row block
   std::vector<Runs> columns;  // that it keeps
-  std::vector<Runs> keepers;  // of each column block: the rows that keep it
-  int64_t block, cols;
-
-  Run column_block(int64_t c) const { return {c * block, std::min((c + 1) * block, cols)}; }
 };
 
 Choice choice_of(const char* op, const Tensor& x, const Tensor& kept, int64_t block, int64_t cols) {
@@ -64,7 +56,7 @@ Choice choice_of(const char* op, const Tensor& x, const Tensor& kept, int64_t bl
       " on ", kept.device());
   const Tensor own = kept.contiguous();
   const int64_t k = kept.size(2), *list = own.const_data_ptr<int64_t>();
-  Choice choice{{}, std::vector<Runs>(groups * row_blocks), std::vector<Runs>(n), block, cols};
+  Choice choice{{}, std::vector<Runs>(groups * row_blocks)};
   for (int64_t r = 0; r < groups * row_blocks; ++r) {
     const int64_t first = r % row_blocks * kRowBlock, start = r / row_blocks * rows;
     choice.rows.push_back({start + first, start + std::min(first + kRowBlock, rows)});
@@ -72,8 +64,7 @@ Choice choice_of(const char* op, const Tensor& x, const Tensor& kept, int64_t bl
       const int64_t c = list[r * k + j];
       TORCH_CHECK_VALUE(0 <= c && c <= n, op, ": kept must hold blocks in [0, n], got ", c);
       if (c == n) continue;  // a place that the coin left empty
-      append(choice.columns[r], choice.column_block(c));
-      append(choice.keepers[c], choice.rows[r]);
+      append(choice.columns[r], {c * block, std::min((c + 1) * block, cols)});
     }
   }
   return choice;
@@ -93,24 +84,12 @@ void for_each_task(int64_t tasks, const Body& body) {
   });
 }
 
-// out = scale * sum over runs of left(run) right(run), plus what out holds if `add`.
-template <class Left, class Right>
-void sum_over(Tensor out, const Runs& runs, double scale, bool add, const Left& left,
-              const Right& right) {
-  if (runs.empty()) {
-    if (!add) out.zero_();
-    return;
-  }
-  if (out.scalar_type() == at::kFloat || out.scalar_type() == at::kDouble) {
-    for (const Run& run : runs) {
-      at::addmm_out(out, out, left(run), right(run), add ? 1 : 0, scale);
-      add = true;
-    }
-    return;
-  }
-  std::vector<Tensor> lefts, rights;
-  for (const Run& run : runs) lefts.push_back(left(run)), rights.push_back(right(run));
-  at::addmm_out(out, out, at::cat(lefts, 1), at::cat(rights, 0), add ? 1 : 0, scale);
+// The operands of the sums: float32, or float64 for float64.
+Tensor wide(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+
+// out = scale * left right, plus what out holds if `add`
+void multiply(Tensor out, const Tensor& left, const Tensor& right, double scale, bool add) {
+  at::addmm_out(out, out, left, right, add ? 1 : 0, scale);
 }
 
 Run panel(int64_t i, int64_t n) { return {i * kPanel, std::min((i + 1) * kPanel, n)}; }
@@ -130,18 +109,22 @@ Tensor forward_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   check_linear(op, x, weight, bias);
   const Choice choice = choice_of(op, x, kept, block, x.size(2));
   const NoAutocast no_autocast;
-  const int64_t n = weight.size(0), wide = panels(n);
-  const Tensor rows = matrix_of(x), y = at::empty({rows.size(0), n}, x.options());
+  const int64_t n = weight.size(0), across = panels(n);
+  const Tensor rows = matrix_of(wide(x)), w = wide(weight);
+  const Tensor y = at::empty({rows.size(0), n}, rows.options());
   if (bias.has_value()) y.copy_(bias->expand_as(y));
-  for_each_task(choice.rows.size() * wide, [&](int64_t task) {
-    const int64_t r = task / wide;
-    const Run out = panel(task % wide, n);
-    sum_over(
-        piece(y, choice.rows[r], out), choice.columns[r], scale, bias.has_value(),
-        [&](Run run) { return piece(rows, choice.rows[r], run); },
-        [&](Run run) { return piece(weight, out, run).t(); });
+  for_each_task(choice.rows.size() * across, [&](int64_t task) {
+    const int64_t r = task / across;
+    const Run out = panel(task % across, n);
+    Tensor own = piece(y, choice.rows[r], out);
+    bool add = bias.has_value();
+    for (const Run& run : choice.columns[r]) {
+      multiply(own, piece(rows, choice.rows[r], run), piece(w, out, run).t(), scale, add);
+      add = true;
+    }
+    if (!add) own.zero_();
   });
-  return y.view(with_last(x, n));
+  return y.to(x.scalar_type()).view(with_last(x, n));
 }
 
 Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& kept, int64_t block,
@@ -154,19 +137,20 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& kept, i
   const int64_t n = weight.size(0), k = weight.size(1);
   const Choice choice = choice_of(op, grad, kept, block, k);
   const NoAutocast no_autocast;
-  const Tensor rows = matrix_of(grad), dx = at::zeros({rows.size(0), k}, grad.options());
+  const Tensor rows = matrix_of(wide(grad)), w = wide(weight);
+  const Tensor dx = at::zeros({rows.size(0), k}, rows.options());
   std::vector<std::pair<Run, Run>> tasks;  // rows and columns of each run
   for (size_t r = 0; r < choice.rows.size(); ++r) {
     for (const Run& run : choice.columns[r]) tasks.emplace_back(choice.rows[r], run);
   }
   for_each_task(tasks.size(), [&](int64_t task) {
     const auto& [own, run] = tasks[task];
-    sum_over(
-        piece(dx, own, run), {{0, n}}, scale, false,
-        [&](Run) { return rows.narrow(0, own.begin, own.size()); },
-        [&](Run) { return weight.narrow(1, run.begin, run.size()); });
+    const Tensor out = piece(dx, own, run);
+    for (int64_t i = 0; i < panels(n); ++i) {
+      multiply(out, piece(rows, own, panel(i, n)), piece(w, panel(i, n), run), scale, i > 0);
+    }
   });
-  return dx.view(with_last(grad, k));
+  return dx.to(grad.scalar_type()).view(with_last(grad, k));
 }
 
 Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& kept, int64_t block,
@@ -178,18 +162,21 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& kept, int64_
   TORCH_CHECK_VALUE(x.size(0) == grad.size(0) && x.size(1) == grad.size(1), op,
                     ": x must have shape (G, M, K) = (", grad.size(0), ", ", grad.size(1),
                     ", K), got ", x.sizes());
-  const int64_t n = grad.size(2), k = x.size(2), wide = panels(n);
+  const int64_t n = grad.size(2), k = x.size(2);
   const Choice choice = choice_of(op, x, kept, block, k);
   const NoAutocast no_autocast;
-  const Tensor g = matrix_of(grad), rows = matrix_of(x), dw = at::empty({n, k}, grad.options());
-  for_each_task(choice.keepers.size() * wide, [&](int64_t task) {
-    const Run out = panel(task % wide, n), cols = choice.column_block(task / wide);
-    sum_over(
-        piece(dw, out, cols), choice.keepers[task / wide], scale, false,
-        [&](Run run) { return piece(g, run, out).t(); },
-        [&](Run run) { return piece(rows, run, cols); });
+  const Tensor g = matrix_of(wide(grad)), rows = matrix_of(wide(x));
+  const Tensor dw = at::zeros({n, k}, g.options());
+  for_each_task(panels(n), [&](int64_t task) {
+    const Run out = panel(task, n);
+    for (size_t r = 0; r < choice.rows.size(); ++r) {
+      for (const Run& run : choice.columns[r]) {
+        multiply(piece(dw, out, run), piece(g, choice.rows[r], out).t(),
+                 piece(rows, choice.rows[r], run), scale, true);
+      }
+    }
   });
-  return dw;
+  return dw.to(grad.scalar_type());
 }
 
 }  // namespace

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .block_dropout_linear import block_dropout_linear, block_dropout_linear_dgrad, block_dropout_linear_wgrad
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear_wgrad
+from .kept_blocks import kept_blocks
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
 
 FUNCTIONS: dict[str, Callable] = {
@@ -19,5 +21,9 @@ FUNCTIONS: dict[str, Callable] = {
         linear_dropout,
         act_dropout,
         act_dropout_grad,
+        block_dropout_linear,
+        block_dropout_linear_dgrad,
+        block_dropout_linear_wgrad,
+        kept_blocks,
     )
 }
