@@ -2,8 +2,8 @@
 
 from randfuse import _registry
 
-from . import dropout, dropout_linear, launch, linear_dropout
+from . import block_dropout_linear, dropout, dropout_linear, kept_blocks, launch, linear_dropout
 
-__all__ = ["dropout", "dropout_linear", "linear_dropout"]
+__all__ = ["block_dropout_linear", "dropout", "dropout_linear", "kept_blocks", "linear_dropout"]
 
 _registry.install(launch.NAMESPACE)
