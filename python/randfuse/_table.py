@@ -42,6 +42,9 @@ TABLE: tuple[Entry, ...] = (
     ),
 )
 
+# Ops that have no CUDA kernel by design: Triton's own, and the reference where there is no Triton.
+NO_CUDA = frozenset({"block_dropout_linear", "block_dropout_linear_dgrad", "block_dropout_linear_wgrad", "kept_blocks"})
+
 
 def choose(op: str, args: tuple[Any, ...]) -> str:
     """Backend of one call on CUDA tensors, from the shapes of its two operands."""
