@@ -109,7 +109,7 @@ def test_mean_and_variance_at_fixed_k(device, n, p):
 
 
 def test_mean_is_exact_where_k_is_drawn(device):
-    """p = 0.1 of 6 blocks: rounding k to 5 and scaling by 1/(1-p) would give 0.926 of the mean, 40 standard errors off."""
+    """p = 0.1 of 6 blocks: rounding k to 5 and scaling by 1/(1-p) would give 0.926 of the mean, 40 errors off."""
     y = torch.ones(6, dtype=torch.float64)
     out = outputs(y, 0.1)
     error = float(out.std()) / len(out) ** 0.5
@@ -132,7 +132,11 @@ def test_keys_slices_and_leading_dims(device):
 
 
 def test_any_strides(device):
-    x, weight, key = torch.randn(100, 300, device=device).t(), torch.randn(100, 40, device=device), randfuse.key(4, device)
+    x, weight, key = (
+        torch.randn(100, 300, device=device).t(),
+        torch.randn(100, 40, device=device),
+        randfuse.key(4, device),
+    )
     got, expected = run(x, weight.t(), key=key), run(x.contiguous(), weight.t().contiguous(), key=key)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
@@ -159,11 +163,11 @@ def test_p_zero_is_linear(device):
 def test_gradcheck_to_second_order(device):
     if device != "cpu":
         pytest.skip("float64 is for the CPU")
-    x, weight, bias, grad = (t.requires_grad_() for t in operands(3, 70, 4, torch.float64, device))
+    x, weight, bias, grad = (t.requires_grad_() for t in operands(2, 34, 3, torch.float64, device))
     function = lambda x, w, b: run(x, w, b, 0.4, key=randfuse.key(1), block_size=32)  # noqa: E731
     assert torch.autograd.gradcheck(function, (x, weight, bias))
     assert torch.autograd.gradgradcheck(function, (x, weight, bias))
-    kept = torch.tensor([[[0, 2]]])
+    kept = torch.tensor([[[1, 2]]])  # the ragged block, and an empty place
     for name, a, b in (("dgrad", grad[None], weight), ("wgrad", grad[None], x[None])):
         product = lambda a, b, name=name: call(f"block_dropout_linear_{name}", a, b, kept, 32, 1.5)  # noqa: E731
         assert torch.autograd.gradcheck(product, (a, b)), name
@@ -202,7 +206,7 @@ def test_what_backward_keeps():
 
 
 @pytest.mark.parametrize(("kwargs", "error", "message"), [
-    ({"p": torch.tensor(0.5)}, TypeError, "p must be a float for granularity 'block', whose sizes it sets, got a Tensor"),
+    ({"p": torch.tensor(0.5)}, TypeError, "p must be a float for granularity 'block', whose sizes it sets"),
     ({"p": 1.5}, ValueError, r"p must be in \[0, 1\], got 1.5"),
     ({"block_size": 48}, ValueError, "block_size must be 32, 64 or 128, got 48"),
     ({"row_offset": 128}, ValueError, "row_offset must be a multiple of 256 for granularity 'block', got 128"),

@@ -36,13 +36,20 @@ STREAM = {"p": 0.3, "p_tensor": None, "row_offset": 0, "col_offset": 0}
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 BROKEN_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
+
+def run_in_the_interpreter(file):
+    """The tests of a file again, in a process where Triton interprets."""
+    if BROKEN_INTERPRETER:
+        pytest.skip("Triton 3.6 interprets with NumPy below 2.4 only")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", file]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, f"tests in the interpreter failed:\n{run.stdout[-6000:]}{run.stderr[-2000:]}"
+
+
 if not INTERPRETING:
 
-    @pytest.mark.skipif(BROKEN_INTERPRETER, reason="Triton 3.6 interprets with NumPy below 2.4 only")
     def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
-        run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-        assert run.returncode == 0, f"tests in the interpreter failed:\n{run.stdout[-6000:]}{run.stderr[-2000:]}"
+        run_in_the_interpreter(__file__)
 
 
 def op(name):

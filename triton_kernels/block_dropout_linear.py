@@ -20,6 +20,7 @@ from .elementwise import multiple
 from .gemm import dot, narrow, tile_of_program
 from .tuning import m_class, tuned
 
+
 @triton.jit
 def rows_of_tile(tile, M, BLOCK_M: tl.constexpr, ROWS: tl.constexpr):
     """(row block, matrix rows, inside) of a tile of BLOCK_M rows; groups of M rows each start a row block."""

@@ -41,7 +41,12 @@ def kept_blocks_kernel(key_ptr, word_ptr, rows, n: tl.int64, row_offset, role, B
 
 @launch.op("kept_blocks(Tensor key, SymInt rows, int n, int kept, int coin, int role, SymInt row_offset) -> Tensor")
 def kept_blocks(key, rows, n, kept, coin, role, row_offset):
-    for name, value, limit in (("rows", rows, 2**32), ("n", n, 2**32 - 1), ("kept", kept, n), ("coin", coin, 2**32 - 1)):
+    for name, value, limit in (
+        ("rows", rows, 2**32),
+        ("n", n, 2**32 - 1),
+        ("kept", kept, n),
+        ("coin", coin, 2**32 - 1),
+    ):
         if not 0 <= value <= limit:
             raise ValueError(f"kept_blocks: {name} must be in [0, {limit}], got {value}")
     if coin and kept == n:

@@ -40,8 +40,16 @@ class DropoutLinear(TensorP):
         self.granularity, self.block_size = granularity, block_size
 
     def forward(self, input: Tensor, key: Tensor | None = None) -> Tensor:
-        how = {"granularity": self.granularity, "block_size": self.block_size}
-        return dropout_linear(input, self.weight, self.bias, self.p, self.training, key=key, **how)
+        return dropout_linear(
+            input,
+            self.weight,
+            self.bias,
+            self.p,
+            self.training,
+            granularity=self.granularity,
+            block_size=self.block_size,
+            key=key,
+        )
 
     def extra_repr(self) -> str:
         size = f", block_size={self.block_size}" if self.granularity == "block" else ""

@@ -37,8 +37,8 @@ def block_dropout_linear(
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-# As in dropout_linear: y = D(x) Wᵀ, dgrad = D(g W) and wgrad = gᵀ D(x) are each other's derivatives. What backward keeps
-# of the choice are its indices, 8 bytes for each kept block of ROWS x size elements.
+# As in dropout_linear: y = D(x) Wᵀ, dgrad = D(g W) and wgrad = gᵀ D(x) are each other's derivatives. What backward
+# keeps of the choice are its indices, 8 bytes for each kept block of ROWS x size elements.
 
 
 def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -91,7 +91,7 @@ def _wgrad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 # batched product.
 
 
-def _front(size: int, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> list[Tensor | None]:
+def _front(size: int, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> list[Any]:
     """Tensors with the batch first, expanded where they had none."""
     pairs = zip(tensors, in_dims, strict=False)
     return [t if t is None else t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for t, d in pairs]

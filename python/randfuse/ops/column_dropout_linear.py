@@ -34,8 +34,8 @@ def kept_columns(p: float, cols: int) -> int:
     return min(cols, max(round((1 - p) * cols), int(p < 1)))
 
 
-# Each other's adjoint, hence differentiable any number of times. torch's own gather would scatter its gradient by atomic
-# additions; the columns are all different, so a copy will do.
+# Each other's adjoint, hence differentiable any number of times. torch's own gather would scatter its gradient by
+# atomic additions; the columns are all different, so a copy will do.
 
 
 class _Take(torch.autograd.Function):

@@ -57,9 +57,9 @@ def dropout_linear(
             The other granularities need a float p, and "column" a key ().
         granularity: "element", "column" or "block".
         block_size: columns of a block, 32, 64 or 128; only "block" reads it.
-        row_offset, col_offset: place of x in a larger (rows, K) matrix, in elements. The other granularities choose among
-            all columns at once: col_offset must be 0. "block" needs row_offset in multiples of 256; with "column" all
-            rows share a choice, whatever their offset.
+        row_offset, col_offset: place of x in a larger (rows, K) matrix, in elements. The other granularities choose
+            among all columns at once: col_offset must be 0. "block" needs row_offset in multiples of 256; with
+            "column" all rows share a choice, whatever their offset.
 
     Returns:
         (…, N), of the dtype of x.

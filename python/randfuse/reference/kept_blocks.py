@@ -12,12 +12,14 @@ COLUMNS, BLOCKS = 0, 1  # roles; role r draws words in sub-stream 2r and the coi
 
 
 def kept_blocks(key: Tensor, rows: int, n: int, kept: int, coin: int, role: int, row_offset: int) -> Tensor:
-    """Key () or (G,) -> (G, rows, kept + (coin > 0)) int64, ascending; a last place that the coin left empty holds n."""
+    """Key () or (G,) -> (G, rows, kept + (coin > 0)) int64, ascending; a last place left empty by the coin is n."""
     keys, row = key.reshape(-1, 1), torch.arange(row_offset, row_offset + rows, device=key.device)
     keys, row = torch.broadcast_tensors(keys, row)
     stream = {"op": streams.STRUCTURED, "width": 32, "rounds": streams.WORD_ROUNDS}
     words = streams.lanes(keys, row, torch.arange(n, device=key.device), sample=2 * role, **stream)
-    coins = streams.lanes(keys, row, torch.zeros(1, dtype=torch.int64, device=key.device), sample=2 * role + 1, **stream)
+    coins = streams.lanes(
+        keys, row, torch.zeros(1, dtype=torch.int64, device=key.device), sample=2 * role + 1, **stream
+    )
     return smallest(words, coins, kept, coin)
 
 
