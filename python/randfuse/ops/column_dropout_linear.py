@@ -35,13 +35,20 @@ def kept_columns(p: float, cols: int) -> int:
 
 
 # Each other's adjoint, hence differentiable any number of times. torch's own gather would scatter its gradient by
-# atomic additions; the columns are all different, so a copy will do.
+# atomic additions; the columns are all different, so they can be stored. `kept` is (k,), or
+# under vmap (batch, 1, …, 1, k).
+
+
+def _batched(size: int, in_dims: tuple[Any, ...], x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.expand(size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+    if in_dims[1] is None:
+        return x, kept
+    kept = kept.movedim(in_dims[1], 0)
+    return x, kept.reshape(size, *[1] * (x.dim() - kept.dim()), *kept.shape[1:])
 
 
 class _Take(torch.autograd.Function):
-    """x (…, K) -> its columns kept (k,)."""
-
-    generate_vmap_rule = True
+    """x (…, K) -> its columns (…, k)."""
 
     @staticmethod
     def forward(x: Tensor, kept: Tensor) -> Tensor:
@@ -57,15 +64,17 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Put.apply(grad, ctx.saved_tensors[0], ctx.cols), None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, kept: Tensor) -> tuple[Tensor, int]:
+        return _Take.apply(*_batched(info.batch_size, in_dims, x, kept)), 0
+
 
 class _Put(torch.autograd.Function):
     """y (…, k) -> (…, cols), zero but in the columns kept."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(y: Tensor, kept: Tensor, cols: int) -> Tensor:
-        return y.new_zeros((*y.shape[:-1], cols)).index_copy_(-1, kept, y)
+        return y.new_zeros((*y.shape[:-1], cols)).scatter_(-1, kept.expand(y.shape), y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -74,3 +83,7 @@ class _Put(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Take.apply(grad, ctx.saved_tensors[0]), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], y: Tensor, kept: Tensor, cols: int) -> tuple[Tensor, int]:
+        return _Put.apply(*_batched(info.batch_size, in_dims, y, kept), cols), 0

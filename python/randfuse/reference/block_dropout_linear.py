@@ -25,7 +25,8 @@ def keep_mask(kept: Tensor, rows: int, cols: int, block: int) -> Tensor:
 
 def drop(x: Tensor, kept: Tensor, block: int, scale: float) -> Tensor:
     """x (…, rows, cols), dropped."""
-    return torch.where(keep_mask(kept, *x.shape[-2:], block), x * scale, 0)
+    rows, cols = x.shape[-2:]
+    return torch.where(keep_mask(kept, rows, cols, block), x * scale, 0)
 
 
 def block_dropout_linear(
