@@ -21,7 +21,7 @@ namespace randfuse {
 namespace {
 
 constexpr int64_t kRowBlock = 256;  // rows that share a choice; ROWS of the reference
-constexpr int64_t kPanel = 512;     // output features: with it, both factors' pages fit the TLB
+constexpr int64_t kPanel = 512;     // output features a product; docs/measured.md
 
 struct Run {  // [begin, end) of rows or columns
   int64_t begin, end;
