@@ -118,16 +118,17 @@ def test_mean_is_exact_where_k_is_drawn(device):
 
 
 def test_keys_slices_and_leading_dims(device):
-    x, weight = torch.randn(2, ROWS, 100, device=device), torch.randn(7, 100, device=device)
+    x, weight = torch.randn(2, ROWS, 300, device=device), torch.randn(7, 300, device=device)
     key = randfuse.key(5, device)
     whole = run(x, weight, key=key, block_size=32)
     assert whole.shape == (2, ROWS, 7)
-    torch.testing.assert_close(run(x[1], weight, key=key, block_size=32, row_offset=ROWS), whole[1])
+    part = run(x[1], weight, key=key, block_size=32, row_offset=ROWS)
+    torch.testing.assert_close(part, whole[1], rtol=1e-4, atol=1e-4)
     keys = randfuse.split(key, 4)  # of two runs of rows in each element of x
     parts = run(x, weight, key=keys, block_size=32).reshape(4, -1, 7)
     for g in range(4):
-        own = x.reshape(4, -1, 100)[g]
-        torch.testing.assert_close(parts[g], run(own, weight, key=keys[g], block_size=32))
+        own = x.reshape(4, -1, 300)[g]
+        torch.testing.assert_close(parts[g], run(own, weight, key=keys[g], block_size=32), rtol=1e-4, atol=1e-4)
     assert run(x[0, 0], weight, key=key, block_size=32).shape == (7,)
 
 
