@@ -138,7 +138,9 @@ def _groups(op, name, x, kept, block):
         raise ValueError(f"{op}: {name} must have three dimensions (G, M, cols), got {tuple(x.shape)}")
     if kept.dtype != torch.int64 or kept.device != x.device:
         raise TypeError(f"{op}: kept must be torch.int64 on {x.device}, got {kept.dtype} on {kept.device}")
-    _checks.shape(op, "kept", kept, (x.shape[0], triton.cdiv(x.shape[1], ROWS), *kept.shape[2:3]), "(G, ⌈M/256⌉, k)")
+    blocks = triton.cdiv(x.shape[1], ROWS)
+    if kept.dim() != 3 or tuple(kept.shape[:2]) != (x.shape[0], blocks):
+        raise ValueError(f"{op}: kept must have shape ({x.shape[0]}, {blocks}, k), got {tuple(kept.shape)}")
     if block not in (32, 64, 128):
         raise ValueError(f"{op}: block must be 32, 64 or 128, got {block}")
     return launch.unit_stride_matrix(x), kept.contiguous()
