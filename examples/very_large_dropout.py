@@ -97,9 +97,7 @@ def main() -> None:
         cells = [f"{statistics.mean(r):.1%} ± {statistics.stdev(r):.1%}" for r in results]
         print(f"{name:20} {cells[0]:>16} {cells[1]:>16} {mean_of_draws(head):>16.4f}")
     eight_bits = (256 - round(P * 256)) / 256 / (1 - P)
-    print(
-        f"\nThe mean must be 1 (standard error 0.002 by elements); 8-bit decisions scaled by the nominal 1/(1-p) give {eight_bits:.4f}."
-    )
+    print(f"\nThe mean must be 1 (standard error 0.002 by elements); 8 bits and a nominal scale give {eight_bits:.4f}.")
     print("\nA layer 1024→1024, 512 rows, forward and backward:")
     dense = step_time(nn.Linear(WIDTH, WIDTH))
     print(f"  {'nn.Linear':20} {dense:7.1f} ms")
