@@ -74,7 +74,10 @@ class _Put(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, kept: Tensor, cols: int) -> Tensor:
-        return y.new_zeros((*y.shape[:-1], cols)).scatter_(-1, kept.expand(y.shape), y)
+        out = y.new_zeros((*y.shape[:-1], cols))
+        if kept.dim() == 1:
+            return out.index_copy_(-1, kept, y)  # scatter takes three times as long in bf16 on the CPU
+        return out.scatter_(-1, kept.expand(y.shape), y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
