@@ -39,10 +39,17 @@ def _on_backend(backend: str, device: str):
 def _one_tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """On a GPU one tile a product: tuning every shape of the suite would compile some two thousand kernels."""
     if request.node.get_closest_marker("gpu") and torch.cuda.is_available() and not _backends.unavailable("triton"):
-        from randfuse.triton_kernels import dropout_linear, gemm, tuning
+        from randfuse.triton_kernels import block_dropout_linear, dropout_linear, gemm, tuning
 
-        kernels = dropout_linear.dropout_linear_kernel, dropout_linear.dropout_linear_wgrad_kernel
-        for kernel in (*kernels, gemm.product_dropout_kernel):
+        kernels = [
+            block_dropout_linear.block_dropout_linear_dgrad_kernel,
+            block_dropout_linear.block_dropout_linear_kernel,
+            block_dropout_linear.block_dropout_linear_wgrad_kernel,
+            dropout_linear.dropout_linear_kernel,
+            dropout_linear.dropout_linear_wgrad_kernel,
+            gemm.product_dropout_kernel,
+        ]
+        for kernel in kernels:
             prune = lambda configs, named, **_: tuning._of_dtype(configs, named)[-1:]  # noqa: E731
             monkeypatch.setattr(kernel, "early_config_prune", prune)
 

@@ -50,6 +50,28 @@ def test_fullgraph_with_few_compilations(name, backend):
     assert counter.frame_count <= 2, f"{counter.frame_count} compilations"
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("granularity", ["column", "block"])
+def test_structured_fullgraph(granularity, backend):
+    """Six keys and two batch sizes, values and gradients bitwise those of eager; at most two compilations."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def function(x, w, key):
+        return randfuse.dropout_linear(x, w, p=0.4, granularity=granularity, block_size=32, key=key)
+
+    with randfuse.use_backend(backend):
+        compiled = torch.compile(function, backend=counter, fullgraph=True)
+        for seed in range(6):
+            x, w = torch.randn(5 + seed % 2, 100, requires_grad=True), torch.randn(7, 100, requires_grad=True)
+            key = randfuse.key(seed)
+            y, expected = compiled(x, w, key), function(x, w, key)
+            assert_bitwise_equal(y, expected)
+            pairs = zip(*(torch.autograd.grad(t.sum(), (x, w)) for t in (y, expected)), strict=True)
+            for got, wanted in pairs:
+                assert_bitwise_equal(got, wanted)
+    assert counter.frame_count <= 2, f"{counter.frame_count} compilations"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -166,6 +188,37 @@ def test_vmap_over_weights_and_gradients(linear, in_dims):
         one = [t if d is None else t.select(d, i) for t, d in zip(batched, in_dims, strict=True)]
         for a, e in zip(got, torch.func.grad(loss, argnums=(0, 1, 2))(*one), strict=True):
             torch.testing.assert_close(a[i], e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (0, None, None, None), (None, 0, None, 0), (None, None, None, 0)])
+@pytest.mark.parametrize("granularity", ["column", "block"])
+def test_vmap_of_structured_granularities(granularity, in_dims):
+    """Any operand batched, one key or one each, forward and reverse."""
+    full = torch.randn(3, 5, 70), torch.randn(3, 7, 70), torch.randn(3, 7), randfuse.split(randfuse.key(2), 3)
+    batched = [t if d == 0 else t[0] for t, d in zip(full, in_dims, strict=True)]
+
+    def loss(x, w, b, key):
+        y = randfuse.dropout_linear(x, w, b, 0.4, granularity=granularity, block_size=32, key=key)
+        return y.square().sum()
+
+    gradient = torch.func.grad(loss, argnums=(0, 1, 2))
+    got = torch.vmap(gradient, in_dims=in_dims)(*batched)
+    for i in range(3):
+        one = [t if d is None else t[i] for t, d in zip(batched, in_dims, strict=True)]
+        for a, e in zip(got, gradient(*one), strict=True):
+            torch.testing.assert_close(a[i], e, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("granularity", ["column", "block"])
+def test_vmap_randomness_of_structured_granularities(granularity):
+    def function(x):
+        return randfuse.dropout_linear(x, torch.eye(256), p=0.5, granularity=granularity, block_size=32)
+
+    ones = torch.ones(8, 5, 256)
+    same = torch.vmap(function, randomness="same")(ones)
+    assert torch.equal(same[:1].expand_as(same), same)
+    different = torch.vmap(function, randomness="different")(ones)
+    assert not torch.equal(different[:1].expand_as(different), different)
 
 
 def test_vmap_refuses_a_batched_p():

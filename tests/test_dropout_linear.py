@@ -219,7 +219,7 @@ def test_eval_is_linear(device):
     ({"bias": torch.ones(4)}, ValueError, r"bias must have shape \(N,\) = \(3,\), got \(4,\)"),
     ({"bias": torch.ones(3).bfloat16()}, TypeError, "bias must be torch.float32, got torch.bfloat16"),
     ({"p": 2}, ValueError, r"p must be in \[0, 1\], got 2"),
-    ({"granularity": "row"}, ValueError, "granularity must be 'element', got 'row'"),
+    ({"granularity": "row"}, ValueError, "granularity must be 'element', 'column' or 'block', got 'row'"),
     ({"key": torch.zeros(3, dtype=torch.int64)}, ValueError, "key must have a length that divides the 4 rows, got 3"),
     ({"row_offset": -5}, ValueError, "row_offset must be in .*, got -5"),
 ])  # fmt: skip

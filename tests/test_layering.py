@@ -26,11 +26,15 @@ ROOMS = [
     "benchmarks/cases/{op}.py",
 ]
 # The rooms that an op has nothing in, by design.
+CPU = {"csrc/kernels/cpu/{op}.cpp", "csrc/kernels/cpu/{op}.h"}
 CUDA = {"csrc/kernels/cuda/{op}.cu", "csrc/kernels/cuda/{op}.cuh", "csrc/tests/test_cuda_{op}.cpp"}
 LACKS = {
-    "dropconnect_linear": CUDA | {"csrc/kernels/cpu/{op}.cpp", "csrc/kernels/cpu/{op}.h"},  # its pass is dropout's
+    "block_dropout_linear": CPU | CUDA,  # on the CPU the library's products do the work
+    "column_dropout_linear": {room for room in ROOMS if room.startswith(("csrc", "triton", "python"))},  # composed
+    "dropconnect_linear": CPU | CUDA,  # its pass is dropout's
     "embedding_dropout": set(ROOMS) - {"tests/test_{op}.py"},  # composed of torch, its own reference
-    "mixout_linear": CUDA,  # Triton only
+    "kept_blocks": CUDA | {"benchmarks/cases/{op}.py"},  # a choice, not a product
+    "mixout_linear": CUDA,
 }
 
 

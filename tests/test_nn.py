@@ -91,6 +91,22 @@ def test_bad_p(make):
         make(p=1.5)
 
 
+@pytest.mark.parametrize(("granularity", "block_size"), [("column", 128), ("block", 32)])
+def test_granularity_of_a_layer(granularity, block_size):
+    layer = randfuse.nn.DropoutLinear(70, 7, p=0.5, granularity=granularity, block_size=block_size)
+    x, key = torch.randn(3, 70), randfuse.key(1)
+    how = {"granularity": granularity, "block_size": block_size}
+    assert_bitwise_equal(layer(x, key=key), randfuse.dropout_linear(x, layer.weight, layer.bias, 0.5, key=key, **how))
+    assert f"granularity='{granularity}'" in repr(layer)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    with pytest.raises(TypeError, match="^DropoutLinear: p must be a float for granularity"):
+        randfuse.nn.DropoutLinear(70, 7, p=torch.tensor(0.5), granularity=granularity)
+    with pytest.raises(
+        ValueError, match="^DropoutLinear: granularity must be 'element', 'column' or 'block', got 'row'"
+    ):
+        randfuse.nn.DropoutLinear(70, 7, granularity="row")
+
+
 @pytest.mark.parametrize(("mode", "values"), [
     ("early", [0.4, 0.4, 0.4, 0.4, 0, 0]), ("late", [0, 0, 0, 0, 0.4, 0.4]),
     ("linear", [0.4, 0.3, 0.2, 0.1, 0, 0]), ("constant", [0.4] * 6),

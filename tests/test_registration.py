@@ -25,6 +25,7 @@ def turned(*shape):
 
 STREAM = (KEY, 0.4, None, 1, 2)
 TENSOR_P = (torch.tensor([3, 4]), 0.0, torch.tensor(0.4, dtype=torch.float64), 0, 0)
+KEPT = torch.tensor([[[0, 2, 3]]])  # of three blocks, the last place empty
 SAMPLES = {
     "dropconnect_linear": [
         (x(4, 9), x(5, 9), x(5), *STREAM),
@@ -55,6 +56,14 @@ SAMPLES = {
         (x(2, 2, 9, grad=False), turned(9, 6), x(6, 9, grad=False), None, *TENSOR_P),
     ],
     "act_dropout": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), None, "relu", *TENSOR_P)],
+    "block_dropout_linear": [
+        (x(1, 4, 70), x(5, 70), x(5), KEPT, 32, 1.5),
+        (x(2, 300, 9, grad=False), turned(9, 10), None, torch.zeros(2, 2, 1, dtype=torch.int64), 32, 1.5),
+        (x(1, 0, 70), x(5, 70), None, torch.zeros(1, 0, 2, dtype=torch.int64), 32, 1.5),
+    ],
+    "block_dropout_linear_dgrad": [(x(1, 4, 5), x(5, 70), KEPT, 32, 1.5), (x(1, 4, 5), turned(70, 5), KEPT, 32, 1.5)],
+    "block_dropout_linear_wgrad": [(x(1, 4, 5), x(1, 4, 70), KEPT, 32, 1.5)],
+    "kept_blocks": [(KEY, 3, 7, 2, 5, 1, 2), (torch.tensor([3, 4]), 3, 7, 7, 0, 0, 0), (KEY, 0, 0, 0, 0, 0, 0)],
     "act_dropout_grad": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), x(4, 9), "relu", *TENSOR_P)],
 }
 
@@ -121,6 +130,20 @@ def test_reference_agrees_on_the_samples(name):
     ("mixout_linear", 0, torch.ones(4, 8, dtype=torch.float64), r"weight must have shape \(N, K=8\)"),
     ("act_dropout", 1, torch.ones(4, 8, dtype=torch.float64), "residual must have shape"),
     ("act_dropout_grad", 1, torch.ones(4, 8, dtype=torch.float64), r"z must have shape \[4, 9\]"),
+    ("block_dropout_linear", 0, x(4, 70), r"x must have three dimensions \(G, M, cols\), got \[4, 70\]"),
+    ("block_dropout_linear", 1, x(5, 69), r"weight must have shape \(N, K=70\), got \[5, 69\]"),
+    ("block_dropout_linear", 3, KEPT[0], r"kept must have shape \(1, 1, k\) on cpu, got \[1, 3\]"),
+    ("block_dropout_linear", 3, KEPT + 1, r"kept must hold blocks in \[0, n\], got 4"),
+    ("block_dropout_linear", 3, KEPT.int(), "kept must be torch.int64, got torch.int32"),
+    ("block_dropout_linear", 4, 0, "block must be at least 1, got 0"),
+    ("block_dropout_linear_dgrad", 1, x(4, 70), r"weight must have shape \(N=5, K\), got \[4, 70\]"),
+    ("block_dropout_linear_wgrad", 1, x(1, 3, 70), r"x must have shape \(G, M, K\) = \(1, 4, K\), got \[1, 3, 70\]"),
+    ("kept_blocks", 0, torch.tensor(1.0), "key must be int64, got torch.float32"),
+    ("kept_blocks", 0, torch.zeros(1, 1, dtype=torch.int64), r"key must have shape \(\) or \(G,\), got \[1, 1\]"),
+    ("kept_blocks", 1, -1, "rows must be at least 0, got -1"),
+    ("kept_blocks", 3, 8, r"kept must be in \[0, n\], got 8"),
+    ("kept_blocks", 3, 7, r"coin must be in \[0, 2\*\*32\), and 0 where all are kept, got 5"),
+    ("kept_blocks", 6, 2**32, r"row_offset must be in \[0, 2\*\*32 - rows\], got 4294967296"),
 ])  # fmt: skip
 def test_raw_ops_guard_memory(name, position, value, message):
     """Called directly, an op refuses what the public function would have refused."""

@@ -101,7 +101,14 @@ def resources(kernel, folder, options):
 
 def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=False, sample=0):
     """Call every launcher once; the tensors are never read."""
-    from randfuse.triton_kernels import dropout, dropout_linear, linear_dropout, mixout_linear
+    from randfuse.triton_kernels import (
+        block_dropout_linear,
+        dropout,
+        dropout_linear,
+        kept_blocks,
+        linear_dropout,
+        mixout_linear,
+    )
 
     x, w, g = (torch.empty(s, dtype=dtype) for s in ((M, K), (N, K), (M, N)))
     b = torch.empty(N, dtype=dtype)
@@ -116,6 +123,14 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
     linear_dropout.act_dropout(g, g, "gelu", *stream)
     linear_dropout.act_dropout_grad(g, g, "gelu", *stream)
     mixout_linear.mixout(w, w, *stream)
+    size = 128 if K % 128 == 0 else 32  # the generous block and the smallest
+    blocks = -(-K // size)
+    chosen = kept_blocks.kept_blocks(key, -(-M // keys // 256), blocks, blocks // 2, 1, 1, 0)
+    kept = torch.zeros_like(chosen)  # its words were never drawn
+    xs, gs = (t.view(keys, M // keys, -1) for t in (x, g))
+    block_dropout_linear.block_dropout_linear(xs, w, b, kept, size, 2.0)
+    block_dropout_linear.block_dropout_linear_dgrad(gs, w, kept, size, 2.0)
+    block_dropout_linear.block_dropout_linear_wgrad(gs, xs, kept, size, 2.0)
 
 
 def show(title, rows):

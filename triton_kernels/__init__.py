@@ -2,8 +2,25 @@
 
 from randfuse import _registry
 
-from . import dropconnect_linear, dropout, dropout_linear, launch, linear_dropout, mixout_linear
+from . import (
+    block_dropout_linear,
+    dropconnect_linear,
+    dropout,
+    dropout_linear,
+    kept_blocks,
+    launch,
+    linear_dropout,
+    mixout_linear,
+)
 
-__all__ = ["dropconnect_linear", "dropout", "dropout_linear", "linear_dropout", "mixout_linear"]
+__all__ = [
+    "block_dropout_linear",
+    "dropconnect_linear",
+    "dropout",
+    "dropout_linear",
+    "kept_blocks",
+    "linear_dropout",
+    "mixout_linear",
+]
 
 _registry.install(launch.NAMESPACE)

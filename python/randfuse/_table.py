@@ -17,8 +17,18 @@ class Entry(NamedTuple):
     evidence: str
 
 
-# Elsewhere these exist on no GPU but in the reference: with a library's product there is one elementwise pass to win.
-TRITON_ONLY = frozenset({"dropconnect_linear", "mixout", "mixout_linear"})
+# Ops that have no CUDA kernel by design: Triton's own, and the reference where there is no Triton.
+NO_CUDA = frozenset(
+    {
+        "block_dropout_linear",
+        "block_dropout_linear_dgrad",
+        "block_dropout_linear_wgrad",
+        "dropconnect_linear",
+        "kept_blocks",
+        "mixout",
+        "mixout_linear",
+    }
+)
 
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
 

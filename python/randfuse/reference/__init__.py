@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .block_dropout_linear import block_dropout_linear, block_dropout_linear_dgrad, block_dropout_linear_wgrad
 from .dropconnect_linear import dropconnect_linear
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear_wgrad
+from .kept_blocks import kept_blocks
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
 from .mixout_linear import mixout, mixout_linear
 
@@ -24,5 +26,9 @@ FUNCTIONS: dict[str, Callable] = {
         dropconnect_linear,
         mixout,
         mixout_linear,
+        block_dropout_linear,
+        block_dropout_linear_dgrad,
+        block_dropout_linear_wgrad,
+        kept_blocks,
     )
 }

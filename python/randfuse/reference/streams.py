@@ -12,6 +12,7 @@ VERSION = 1
 DROPOUT, OUTPUT_DROPOUT = 1, 2  # op ids; the full table is in docs/streams.md
 WEIGHT_MASK = 3
 EMBEDDING_ROW = 22
+STRUCTURED = 4
 MASK_ROUNDS, WORD_ROUNDS = 7, 10
 _LOW = 0xFFFFFFFF
 
