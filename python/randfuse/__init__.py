@@ -34,6 +34,7 @@ __all__ = [
     "mixout",
     "mixout_linear",
     "nn",
+    "patch",
     "split",
     "use_backend",
 ]
@@ -42,3 +43,4 @@ if _extension.problem is None:
     _registry.install("randfuse")
 
 from . import nn
+from .nn.patch import patch

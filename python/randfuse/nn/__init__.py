@@ -1,16 +1,19 @@
 """Layers whose state_dict is that of the layer they replace."""
 
 from .dropconnect_linear import DropConnectLinear
+from .dropout import Dropout
 from .dropout_linear import DropoutLinear
 from .embedding_dropout import EmbeddingDropout
 from .linear_dropout import LinearDropout
 from .locked_dropout import LockedDropout
 from .mixout_linear import MixoutLinear
+from .patch import patch
 from .schedule import DropoutSchedule
 from .weight_drop import WeightDrop
 
 __all__ = [
     "DropConnectLinear",
+    "Dropout",
     "DropoutLinear",
     "DropoutSchedule",
     "EmbeddingDropout",
@@ -18,4 +21,5 @@ __all__ = [
     "LockedDropout",
     "MixoutLinear",
     "WeightDrop",
+    "patch",
 ]
