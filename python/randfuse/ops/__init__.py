@@ -3,5 +3,14 @@
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
 from .linear_dropout import linear_dropout
+from .multi_sample_cross_entropy import multi_sample_cross_entropy
+from .multi_sample_linear import multi_sample_linear
 
-__all__ = ["dropout", "dropout_linear", "dropout_mask", "linear_dropout"]
+__all__ = [
+    "dropout",
+    "dropout_linear",
+    "dropout_mask",
+    "linear_dropout",
+    "multi_sample_cross_entropy",
+    "multi_sample_linear",
+]

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear_wgrad
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
+from .multi_sample_cross_entropy import multi_sample_cross_entropy, multi_sample_cross_entropy_grad
+from .multi_sample_linear import multi_sample_linear, multi_sample_linear_dgrad, multi_sample_linear_wgrad
+from .multi_sample_scale import multi_sample_scale
 
 FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
@@ -19,5 +22,11 @@ FUNCTIONS: dict[str, Callable] = {
         linear_dropout,
         act_dropout,
         act_dropout_grad,
+        multi_sample_cross_entropy,
+        multi_sample_cross_entropy_grad,
+        multi_sample_linear,
+        multi_sample_linear_dgrad,
+        multi_sample_linear_wgrad,
+        multi_sample_scale,
     )
 }
