@@ -224,7 +224,7 @@ Tensor narrow_product(cuda::Product product, int64_t m, int64_t n, int64_t k, co
       like.options());
   const Tensor b = bias.has_value() ? bias->contiguous() : Tensor();
   int64_t floats = 0;
-  C10_CUDA_CHECK(cuda::dropout_linear_workspace(product, m, n, k, stream.col_offset, &floats));
+  C10_CUDA_CHECK(cuda::dropout_linear_workspace(product, m, n, k, 1, stream.col_offset, &floats));
   const Tensor workspace = at::empty({floats}, like.options().dtype(at::kFloat));
   dispatch_cuda_float(like, [&](auto type) {
     using T = decltype(type);
