@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from randfuse import _extension, reference
 from randfuse._backends import call
-from randfuse.reference import multi_sample_scale as specification
 from randfuse.reference import streams
+from randfuse.reference.multi_sample_scale import multi_sample_count
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
 needs_extension = pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
@@ -21,7 +21,7 @@ SHAPES = [(1, 1), (3, 7), (5, 64), (4, 3, 130), (0, 5), (5, 0)]
 
 def counts(key, shape, samples, p, row_offset=0, col_offset=0):
     thresholds = streams.count_thresholds(streams.threshold(p), samples)
-    return specification.multi_sample_count(key, list(shape), thresholds, row_offset, col_offset)
+    return multi_sample_count(key, list(shape), thresholds, row_offset, col_offset)
 
 
 def law(samples, p):

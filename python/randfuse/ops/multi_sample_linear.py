@@ -170,8 +170,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dw = call("multi_sample_linear_wgrad", grad, x, ctx.shared, *stream) if ctx.needs_input_grad[1] else None
     db = None
     if ctx.needs_input_grad[2]:
-        rows = grad if ctx.shared_bias else grad.movedim(0, -2)
-        db = rows.reshape(-1, *grad.shape[-1:]).sum(0) if ctx.shared_bias else rows.flatten(0, -3).sum(0)
+        rows = grad.reshape(grad.shape[0], *_checks.rows_cols(grad.shape[1:]))
+        db = rows.sum((0, 1) if ctx.shared_bias else 1)
     return dx, dw, db, *[None] * 6
 
 
