@@ -10,7 +10,7 @@
 #include "dropout_linear.h"
 
 #ifdef RANDFUSE_CUDA
-#include "../kernels/cuda/dropout_linear.h"
+#include "../kernels/cuda/multi_sample_linear.h"
 #include "cuda.h"
 #endif
 
@@ -215,42 +215,47 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
 
 #ifdef RANDFUSE_CUDA
 
-namespace {
-
 // The kernels for narrow weights take what their tiles and tensor cores take. Every such shape goes
 // to them: by the byte counts at the top of dropout_linear.cuh they move 2MK bytes where the
 // dropped copy costs 4MK more. A measured crossover replaces this rule once it has run on a GPU.
-bool narrow_cuda(const Tensor& x, int64_t m, int64_t n, int64_t k) {
-  return m > 0 && 0 < n && n <= cuda::kMaxN && k > 0 && x.scalar_type() != at::kFloat;
+bool narrow_cuda(const Tensor& like, int64_t m, int64_t n, int64_t k) {
+  return m > 0 && 0 < n && n <= cuda::kMaxN && k > 0 && like.scalar_type() != at::kFloat;
 }
 
-// One of the three products; of x, weight and grad the two that it has are defined.
-Tensor narrow_product(cuda::Product product, int64_t m, int64_t n, int64_t k, const Tensor& x,
+Tensor narrow_product(cuda::Product product, const HeadSize& size, const Tensor& x,
                       const Tensor& weight, const Tensor& grad, const OptionalTensor& bias,
                       const MaskStream& stream, const cuda::RateSource& rate) {
+  const auto [samples, m, n, k] = size;
   const Tensor& like = x.defined() ? x : grad;
-  const Tensor y = at::empty(
-      {product == cuda::Product::kWgrad ? n : m, product == cuda::Product::kForward ? n : k},
-      like.options());
+  const int64_t rows = product == cuda::Product::kForward ? samples * m
+                       : product == cuda::Product::kDgrad ? m
+                                                          : n;
+  const Tensor y = at::empty({rows, product == cuda::Product::kForward ? n : k}, like.options());
   const Tensor b = bias.has_value() ? bias->contiguous() : Tensor();
   int64_t floats = 0;
-  C10_CUDA_CHECK(cuda::dropout_linear_workspace(product, m, n, k, 1, stream.col_offset, &floats));
+  C10_CUDA_CHECK(
+      cuda::multi_sample_linear_workspace(product, m, n, k, samples, stream.col_offset, &floats));
   const Tensor workspace = at::empty({floats}, like.options().dtype(at::kFloat));
   dispatch_cuda_float(like, [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, float>) {  // narrow_cuda
       cuda::DropoutLinearArgs<T> a{};
-      a.m = m, a.n = n, a.k = k, a.out = out<T>(y), a.workspace = out<float>(workspace);
+      a.m = size.m, a.n = size.n, a.k = size.k, a.samples = size.samples;
+      a.out = out<T>(y), a.workspace = out<float>(workspace);
       if (x.defined()) a.x = in<T>(x), a.x_stride = row_stride(x);
       if (weight.defined()) a.weight = in<T>(weight), a.weight_stride = row_stride(weight);
       if (grad.defined()) a.grad = in<T>(grad), a.grad_stride = row_stride(grad);
+      a.grad_sample_stride = a.m * a.grad_stride;
       if (b.defined()) a.bias = in<T>(b);
       a.stream = stream, a.rate = rate;
-      C10_CUDA_CHECK(cuda::launch_dropout_linear(product, a, c10::cuda::getCurrentCUDAStream()));
+      C10_CUDA_CHECK(
+          cuda::launch_multi_sample_linear(product, a, c10::cuda::getCurrentCUDAStream()));
     }
   });
   return y;
 }
+
+namespace {
 
 Tensor dropped_cuda(const Tensor& x, const MaskStream& stream, const cuda::RateSource& rate) {
   const Tensor y = at::empty(x.sizes(), x.options());
@@ -271,8 +276,8 @@ Tensor dropout_linear_cuda(const Tensor& x, const Tensor& weight, const Optional
   const CudaRate rate(op, p, p_tensor, x.device());
   const Tensor matrix = matrix_of(x);
   const Tensor y = narrow_cuda(x, shape.rows, n, shape.cols)
-                       ? narrow_product(cuda::Product::kForward, shape.rows, n, shape.cols, matrix,
-                                        matrix_of(weight), Tensor(), bias, stream, rate)
+                       ? narrow_product(cuda::Product::kForward, {1, shape.rows, n, shape.cols},
+                                        matrix, matrix_of(weight), Tensor(), bias, stream, rate)
                        : at::linear(dropped_cuda(matrix, stream, rate), weight, bias);
   return y.view(with_last(x, n));
 }
@@ -289,7 +294,7 @@ Tensor dgrad_cuda(const Tensor& grad, const Tensor& weight, const Tensor& key, d
   const CudaRate rate(op, p, p_tensor, grad.device());
   Tensor dx;
   if (narrow_cuda(grad, shape.rows, shape.cols, k)) {
-    dx = narrow_product(cuda::Product::kDgrad, shape.rows, shape.cols, k, Tensor(),
+    dx = narrow_product(cuda::Product::kDgrad, {1, shape.rows, shape.cols, k}, Tensor(),
                         matrix_of(weight), matrix_of(grad), {}, stream, rate);
   } else {
     dx = at::mm(grad.reshape({shape.rows, shape.cols}), weight).contiguous();
@@ -309,7 +314,7 @@ Tensor wgrad_cuda(const Tensor& grad, const Tensor& x, const Tensor& key, double
   const CudaRate rate(op, p, p_tensor, x.device());
   const Tensor matrix = matrix_of(x);
   if (narrow_cuda(grad, shape.rows, outer.cols, shape.cols)) {
-    return narrow_product(cuda::Product::kWgrad, shape.rows, outer.cols, shape.cols, matrix,
+    return narrow_product(cuda::Product::kWgrad, {1, shape.rows, outer.cols, shape.cols}, matrix,
                           Tensor(), matrix_of(grad), {}, stream, rate);
   }
   const Tensor g = grad.reshape({outer.rows, outer.cols});

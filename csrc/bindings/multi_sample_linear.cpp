@@ -16,6 +16,10 @@
 #include "dropout.h"
 #include "dropout_linear.h"
 
+#ifdef RANDFUSE_CUDA
+#include "cuda.h"
+#endif
+
 namespace randfuse {
 namespace {
 
@@ -112,32 +116,32 @@ void wgrads_narrow(const Tensor& grad, const Tensor& x, const SampleStream& stre
   const Tensor g = grad.to(at::kFloat).contiguous();
   dispatch_narrow(x, [&](auto type) {
     using T = decltype(type);
-    at::parallel_for(
-        0, cpu::padded_k(k, stream.rows.col_offset) / 64, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t s = 0; s < stream.count; ++s) {
-            auto a = arguments<T, float>(m, n, k, rate);
-            a.x = in<T>(x), a.x_stride = row_stride(x), a.stream = stream[s];
-            a.grad = in<float>(g) + s * m * n, a.accumulate = true;
-            a.out = out<float>(dw) + (dw.dim() == 3 ? s * n * k : 0);
-            cpu::dropout_linear_wgrad(a, begin, end);
-          }
-        });
+    at::parallel_for(0, cpu::padded_k(k, stream.rows.col_offset) / 64, 1,
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t s = 0; s < stream.count; ++s) {
+                         auto a = arguments<T, float>(m, n, k, rate);
+                         a.x = in<T>(x), a.x_stride = row_stride(x), a.stream = stream[s];
+                         a.grad = in<float>(g) + s * m * n, a.accumulate = true;
+                         a.out = out<float>(dw) + (dw.dim() == 3 ? s * n * k : 0);
+                         cpu::dropout_linear_wgrad(a, begin, end);
+                       }
+                     });
   });
 }
 
 // Calls body(first, count) for runs of samples that make a product of some size together.
 template <class Body>
 void runs_of_samples(int64_t rows, int64_t samples, bool own_weights, const Body& body) {
-  const int64_t most = own_weights ? 1 : std::max<int64_t>(kStackRows / std::max<int64_t>(rows, 1), 1);
+  const int64_t most =
+      own_weights ? 1 : std::max<int64_t>(kStackRows / std::max<int64_t>(rows, 1), 1);
   for (int64_t s = 0; s < samples; s += most) body(s, std::min(most, samples - s));
 }
 
 // Dropped copies (count * rows, K) of samples [first, first + count) of the stream.
 Tensor dropped_stack(const Tensor& x, const SampleStream& stream, int64_t first, int64_t count,
-                     const Rate& rate) {
+                     const Drop& drop) {
   const Tensor copies = at::empty({count, x.size(0), x.size(1)}, x.options());
-  for (int64_t s = 0; s < count; ++s)
-    drop_rows_cpu(x, copies.select(0, s), stream[first + s], rate);
+  for (int64_t s = 0; s < count; ++s) drop(x, copies.select(0, s), stream[first + s]);
   return copies.view({count * x.size(0), x.size(1)});
 }
 
@@ -145,48 +149,43 @@ Tensor part(const Tensor& x, int64_t first, int64_t count) {  // (count * rows, 
   return x.narrow(0, first, count).reshape({count * x.size(1), x.size(2)});
 }
 
-}  // namespace
-
-Tensor sample_products(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                       const SampleStream& stream, const Rate& rate, at::ScalarType dtype) {
-  const int64_t rows = x.size(0), n = weight.size(-2);
-  const Tensor y = at::empty({stream.count, rows, n}, x.options().dtype(dtype));
-  if (narrow(x, n, x.size(1))) {
-    products_narrow(x, weight, bias, stream, rate, y);
-    return y;
-  }
-  const bool own = weight.dim() == 3;
-  runs_of_samples(rows, stream.count, own, [&](int64_t s, int64_t count) {
-    const OptionalTensor b = own && bias.has_value() ? bias->select(0, s) : bias;
-    const Tensor copies = dropped_stack(x, stream, s, count, rate), to = y.narrow(0, s, count);
-    to.copy_(at::linear(copies, own ? weight.select(0, s) : weight, b).view(to.sizes()));
-  });
-  return y;
+Drop drop_cpu(const Rate& rate) {
+  return
+      [&](const Tensor& x, const Tensor& y, const MaskStream& s) { drop_rows_cpu(x, y, s, rate); };
 }
 
-void add_sample_dgrads(const Tensor& grad, const Tensor& weight, const SampleStream& stream,
-                       const Rate& rate, const Tensor& dx) {
-  if (narrow(weight, weight.size(-2), weight.size(-1)))
-    return dgrads_narrow(grad, weight, stream, rate, dx);
+}  // namespace
+
+void wide_products(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                   const SampleStream& stream, const Drop& drop, const Tensor& y) {
+  const bool own = weight.dim() == 3;
+  runs_of_samples(x.size(0), stream.count, own, [&](int64_t s, int64_t count) {
+    const OptionalTensor b = own && bias.has_value() ? bias->select(0, s) : bias;
+    const Tensor copies = dropped_stack(x, stream, s, count, drop), to = y.narrow(0, s, count);
+    to.copy_(at::linear(copies, own ? weight.select(0, s) : weight, b).view(to.sizes()));
+  });
+}
+
+void add_wide_dgrads(const Tensor& grad, const Tensor& weight, const SampleStream& stream,
+                     const Drop& drop, const Tensor& dx) {
   const bool own = weight.dim() == 3;
   runs_of_samples(dx.size(0), stream.count, own, [&](int64_t first, int64_t count) {
     const Tensor g = part(grad, first, count).to(weight.scalar_type());
     const Tensor products = at::mm(g, own ? weight.select(0, first) : weight).contiguous();
     for (int64_t s = 0; s < count; ++s) {
       const Tensor product = products.narrow(0, s * dx.size(0), dx.size(0));
-      drop_rows_cpu(product, product, stream[first + s], rate);
+      drop(product, product, stream[first + s]);
       dx.add_(product);
     }
   });
 }
 
-void add_sample_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& stream,
-                       const Rate& rate, const Tensor& dw) {
-  if (narrow(x, dw.size(-2), x.size(1))) return wgrads_narrow(grad, x, stream, rate, dw);
+void add_wide_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& stream,
+                     const Drop& drop, const Tensor& dw) {
   const bool own = dw.dim() == 3;
   runs_of_samples(x.size(0), stream.count, own, [&](int64_t s, int64_t count) {
     const Tensor g = part(grad, s, count).to(x.scalar_type()).t();
-    const Tensor copies = dropped_stack(x, stream, s, count, rate);
+    const Tensor copies = dropped_stack(x, stream, s, count, drop);
     Tensor sum = own ? dw.select(0, s) : dw;
     if (sum.scalar_type() == x.scalar_type()) {
       at::addmm_out(sum, sum, g, copies);
@@ -194,6 +193,31 @@ void add_sample_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& 
       sum.add_(at::mm(g, copies));
     }
   });
+}
+
+Tensor sample_products(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                       const SampleStream& stream, const Rate& rate, at::ScalarType dtype) {
+  const int64_t rows = x.size(0), n = weight.size(-2);
+  const Tensor y = at::empty({stream.count, rows, n}, x.options().dtype(dtype));
+  if (narrow(x, n, x.size(1))) {
+    products_narrow(x, weight, bias, stream, rate, y);
+  } else {
+    wide_products(x, weight, bias, stream, drop_cpu(rate), y);
+  }
+  return y;
+}
+
+void add_sample_dgrads(const Tensor& grad, const Tensor& weight, const SampleStream& stream,
+                       const Rate& rate, const Tensor& dx) {
+  if (narrow(weight, weight.size(-2), weight.size(-1)))
+    return dgrads_narrow(grad, weight, stream, rate, dx);
+  add_wide_dgrads(grad, weight, stream, drop_cpu(rate), dx);
+}
+
+void add_sample_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& stream,
+                       const Rate& rate, const Tensor& dw) {
+  if (narrow(x, dw.size(-2), x.size(1))) return wgrads_narrow(grad, x, stream, rate, dw);
+  add_wide_wgrads(grad, x, stream, drop_cpu(rate), dw);
 }
 
 namespace {
@@ -214,8 +238,8 @@ void check_weight(const char* op, const Tensor& weight, int64_t samples, int64_t
   const bool fits = weight.dim() == 3 ? weight.size(0) == samples : weight.dim() == 2;
   TORCH_CHECK_VALUE(fits && (n < 0 || weight.size(-2) == n) && (k < 0 || weight.size(-1) == k), op,
                     ": weight must have shape (N, K) or (M, N, K) with M=", samples,
-                    n < 0 ? "" : ", N=" + std::to_string(n), k < 0 ? "" : ", K=" + std::to_string(k),
-                    ", got ", weight.sizes());
+                    n < 0 ? "" : ", N=" + std::to_string(n),
+                    k < 0 ? "" : ", K=" + std::to_string(k), ", got ", weight.sizes());
 }
 
 KeyedStream input_stream(const char* op, const Tensor& key, const Tensor& like, int64_t rows,
@@ -224,11 +248,8 @@ KeyedStream input_stream(const char* op, const Tensor& key, const Tensor& like, 
                      row_offset, col_offset);
 }
 
-Tensor multi_sample_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                               const Tensor& key, int64_t num_samples, double p,
-                               const OptionalTensor& p_tensor, int64_t row_offset,
-                               int64_t col_offset) {
-  constexpr const char* op = "multi_sample_linear";
+void check_forward(const char* op, const Tensor& x, const Tensor& weight,
+                   const OptionalTensor& bias, int64_t num_samples) {
   check_samples(op, num_samples);
   check_float(op, "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 1, op, ": x must have at least one dimension, got 0");
@@ -240,6 +261,34 @@ Tensor multi_sample_linear_cpu(const Tensor& x, const Tensor& weight, const Opti
                       ": bias must have shape ", weight.sizes().slice(0, weight.dim() - 1),
                       ", got ", bias->sizes());
   }
+}
+
+void check_dgrad(const char* op, const Tensor& grad, const Tensor& weight) {
+  check_grad(op, grad);
+  check_like(op, "weight", weight, grad);
+  check_weight(op, weight, grad.size(0), grad.size(-1), -1);
+}
+
+void check_wgrad(const char* op, const Tensor& grad, const Tensor& x) {
+  check_grad(op, grad);
+  check_like(op, "x", x, grad);
+  TORCH_CHECK_VALUE(x.dim() + 1 == grad.dim() &&
+                        x.sizes().slice(0, x.dim() - 1) == grad.sizes().slice(1, x.dim() - 1),
+                    op, ": x must have shape (…, K) of grad (M, …, N) = ", grad.sizes(), ", got ",
+                    x.sizes());
+}
+
+std::vector<int64_t> without_first(std::vector<int64_t> sizes) {
+  sizes.erase(sizes.begin());
+  return sizes;
+}
+
+Tensor multi_sample_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                               const Tensor& key, int64_t num_samples, double p,
+                               const OptionalTensor& p_tensor, int64_t row_offset,
+                               int64_t col_offset) {
+  constexpr const char* op = "multi_sample_linear";
+  check_forward(op, x, weight, bias, num_samples);
   const Rows shape = rows_of(x);
   const KeyedStream stream =
       input_stream(op, key, x, shape.rows, shape.cols, row_offset, col_offset);
@@ -255,30 +304,21 @@ Tensor multi_sample_linear_cpu(const Tensor& x, const Tensor& weight, const Opti
 Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, double p,
                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "multi_sample_linear_dgrad";
-  check_grad(op, grad);
-  check_like(op, "weight", weight, grad);
+  check_dgrad(op, grad, weight);
   const int64_t samples = grad.size(0), n = grad.size(-1), k = weight.size(-1);
-  check_weight(op, weight, samples, n, -1);
   const int64_t rows = rows_of(grad).rows / samples;
   const KeyedStream stream = input_stream(op, key, grad, rows, k, row_offset, col_offset);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const NoAutocast no_autocast;
   const Tensor dx = at::zeros({rows, k}, grad.options().dtype(sum_type(grad)));
   add_sample_dgrads(grad.reshape({samples, rows, n}), weight, {stream, 0, samples}, rate, dx);
-  std::vector<int64_t> sizes = with_last(grad, k);
-  sizes.erase(sizes.begin());
-  return dx.to(grad.scalar_type()).view(sizes);
+  return dx.to(grad.scalar_type()).view(without_first(with_last(grad, k)));
 }
 
 Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, bool shared, const Tensor& key, double p,
                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
   constexpr const char* op = "multi_sample_linear_wgrad";
-  check_grad(op, grad);
-  check_like(op, "x", x, grad);
-  TORCH_CHECK_VALUE(x.dim() + 1 == grad.dim() && x.sizes().slice(0, x.dim() - 1) ==
-                                                     grad.sizes().slice(1, x.dim() - 1),
-                    op, ": x must have shape (…, K) of grad (M, …, N) = ", grad.sizes(), ", got ",
-                    x.sizes());
+  check_wgrad(op, grad, x);
   const Rows shape = rows_of(x);
   const int64_t samples = grad.size(0), n = grad.size(-1);
   const KeyedStream stream =
@@ -286,8 +326,8 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, bool shared, const Tensor&
   const Rate rate = cpu_rate(op, p, p_tensor);
   const NoAutocast no_autocast;
   const auto options = grad.options().dtype(sum_type(grad));
-  const Tensor dw = shared ? at::zeros({n, shape.cols}, options)
-                           : at::zeros({samples, n, shape.cols}, options);
+  const Tensor dw =
+      shared ? at::zeros({n, shape.cols}, options) : at::zeros({samples, n, shape.cols}, options);
   add_sample_wgrads(grad.reshape({samples, shape.rows, n}), matrix_of(x), {stream, 0, samples},
                     rate, dw);
   return dw.to(grad.scalar_type());
@@ -315,5 +355,96 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("multi_sample_linear_dgrad", dgrad_cpu);
   m.impl("multi_sample_linear_wgrad", wgrad_cpu);
 }
+
+#ifdef RANDFUSE_CUDA
+
+namespace {
+
+// One weight for all samples, of a width and a dtype that the kernels take.
+bool narrow_head(const Tensor& like, int64_t weight_dim, int64_t m, int64_t n, int64_t k) {
+  return weight_dim == 2 && narrow_cuda(like, m, n, k);
+}
+
+Drop drop_cuda(const cuda::RateSource& rate) {
+  return
+      [&](const Tensor& x, const Tensor& y, const MaskStream& s) { drop_rows_cuda(x, y, s, rate); };
+}
+
+Tensor multi_sample_linear_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                const Tensor& key, int64_t num_samples, double p,
+                                const OptionalTensor& p_tensor, int64_t row_offset,
+                                int64_t col_offset) {
+  constexpr const char* op = "multi_sample_linear";
+  check_forward(op, x, weight, bias, num_samples);
+  const Rows shape = rows_of(x);
+  const KeyedStream stream =
+      input_stream(op, key, x, shape.rows, shape.cols, row_offset, col_offset);
+  const CudaScope scope(x);
+  const CudaRate rate(op, p, p_tensor, x.device());
+  const int64_t n = weight.size(-2);
+  const Tensor matrix = matrix_of(x);
+  Tensor y;
+  if (narrow_head(x, weight.dim(), shape.rows, n, shape.cols)) {
+    y = narrow_product(cuda::Product::kForward, {num_samples, shape.rows, n, shape.cols}, matrix,
+                       matrix_of(weight), Tensor(), bias, stream, rate);
+  } else {
+    y = at::empty({num_samples, shape.rows, n}, x.options());
+    wide_products(matrix, weight, bias, {stream, 0, num_samples}, drop_cuda(rate), y);
+  }
+  std::vector<int64_t> sizes = with_last(x, n);
+  sizes.insert(sizes.begin(), num_samples);
+  return y.view(sizes);
+}
+
+Tensor dgrad_cuda(const Tensor& grad, const Tensor& weight, const Tensor& key, double p,
+                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "multi_sample_linear_dgrad";
+  check_dgrad(op, grad, weight);
+  const int64_t samples = grad.size(0), n = grad.size(-1), k = weight.size(-1);
+  const int64_t rows = rows_of(grad).rows / samples;
+  const KeyedStream stream = input_stream(op, key, grad, rows, k, row_offset, col_offset);
+  const CudaScope scope(grad);
+  const CudaRate rate(op, p, p_tensor, grad.device());
+  Tensor dx;
+  if (narrow_head(grad, weight.dim(), rows, n, k)) {
+    dx = narrow_product(cuda::Product::kDgrad, {samples, rows, n, k}, Tensor(), matrix_of(weight),
+                        matrix_of(grad), {}, stream, rate);
+  } else {
+    dx = at::zeros({rows, k}, grad.options().dtype(at::kFloat));
+    add_wide_dgrads(grad.reshape({samples, rows, n}), weight, {stream, 0, samples}, drop_cuda(rate),
+                    dx);
+  }
+  return dx.to(grad.scalar_type()).view(without_first(with_last(grad, k)));
+}
+
+Tensor wgrad_cuda(const Tensor& grad, const Tensor& x, bool shared, const Tensor& key, double p,
+                  const OptionalTensor& p_tensor, int64_t row_offset, int64_t col_offset) {
+  constexpr const char* op = "multi_sample_linear_wgrad";
+  check_wgrad(op, grad, x);
+  const Rows shape = rows_of(x);
+  const int64_t samples = grad.size(0), n = grad.size(-1), k = shape.cols;
+  const KeyedStream stream = input_stream(op, key, x, shape.rows, k, row_offset, col_offset);
+  const CudaScope scope(x);
+  const CudaRate rate(op, p, p_tensor, x.device());
+  if (narrow_head(grad, shared ? 2 : 3, shape.rows, n, k)) {
+    return narrow_product(cuda::Product::kWgrad, {samples, shape.rows, n, k}, matrix_of(x),
+                          Tensor(), matrix_of(grad), {}, stream, rate);
+  }
+  const auto options = grad.options().dtype(at::kFloat);
+  const Tensor dw = shared ? at::zeros({n, k}, options) : at::zeros({samples, n, k}, options);
+  add_wide_wgrads(grad.reshape({samples, shape.rows, n}), matrix_of(x), {stream, 0, samples},
+                  drop_cuda(rate), dw);
+  return dw.to(grad.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(randfuse, CUDA, m) {
+  m.impl("multi_sample_linear", multi_sample_linear_cuda);
+  m.impl("multi_sample_linear_dgrad", dgrad_cuda);
+  m.impl("multi_sample_linear_wgrad", wgrad_cuda);
+}
+
+#endif  // RANDFUSE_CUDA
 
 }  // namespace randfuse

@@ -1,6 +1,8 @@
-// What the bindings of other heads use of multi_sample_linear: the products of several masked copies
-// of x, on all threads. Matrices have unit column stride; the caller has checked everything.
+// What the bindings of other heads use of multi_sample_linear: the products of several masked
+// copies of x, on all threads. Matrices have unit column stride; the caller has checked everything.
 #pragma once
+#include <functional>
+
 #include "checks.h"
 
 namespace randfuse {
@@ -32,5 +34,15 @@ void add_sample_dgrads(const Tensor& grad, const Tensor& weight, const SampleStr
 // dw (N, K) += the sum over s of grad_s^T D_s(x), or dw (count, N, K) += each; the type of sums.
 void add_sample_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& stream,
                        const Rate& rate, const Tensor& dw);
+
+// The same by a dropped copy of one sample (of several, if the rows are few) and the library's
+// product, on any device: drop(x, y, stream) makes y, which may be x, the dropped x.
+using Drop = std::function<void(const Tensor& x, const Tensor& y, const MaskStream& stream)>;
+void wide_products(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                   const SampleStream& stream, const Drop& drop, const Tensor& y);
+void add_wide_dgrads(const Tensor& grad, const Tensor& weight, const SampleStream& stream,
+                     const Drop& drop, const Tensor& dx);
+void add_wide_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& stream,
+                     const Drop& drop, const Tensor& dw);
 
 }  // namespace randfuse
