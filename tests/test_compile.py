@@ -19,6 +19,11 @@ def ops(key, p=0.4):
         "dropout": lambda x: randfuse.dropout(x, p, key=key),
         "dropout_linear": lambda x: randfuse.dropout_linear(x, W, p=p, key=key),
         "linear_dropout": lambda x: randfuse.linear_dropout(x, W, p=p, activation="gelu", key=key),
+        "multi_sample_linear": lambda x: randfuse.multi_sample_linear(x, W, p=p, num_samples=2, key=key),
+        "multi_sample_mean": lambda x: randfuse.multi_sample_linear(x, W, p=p, num_samples=5, reduce="mean", key=key),
+        "multi_sample_cross_entropy": lambda x: randfuse.multi_sample_cross_entropy(
+            x, W, torch.zeros_like(x[..., 0], dtype=torch.int64), p=p, num_samples=2, reduction="none", key=key
+        ),
     }
 
 
