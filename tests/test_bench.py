@@ -19,7 +19,15 @@ from randfuse.bench.run import Options, jobs, run
 from torch import Tensor
 
 CASES = case.load()
-SMALL = {"dropout": (8, 96), "dropout_linear": (24, 64, 8), "linear_dropout": (24, 16, 40)}
+SMALL = {
+    "dropout": (8, 96),
+    "dropout_linear": (24, 64, 8),
+    "linear_dropout": (24, 16, 40),
+    "multi_sample_cross_entropy": (24, 64, 8, 4),
+    "multi_sample_linear": (24, 64, 8, 4),
+    "multi_sample_mse": (24, 64, 2, 4),
+    "multi_sample_scale": (24, 64, 8, 4),
+}
 
 
 class FakeClock:
@@ -392,7 +400,7 @@ def test_list_names_cases_and_reasons(capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "nothing"], "--op must be among dropout, dropout_linear, linear_dropout, got 'nothing'"),
+        (["--op", "nothing"], f"--op must be among {', '.join(CASES)}, got 'nothing'"),
         (["--backend", "opencl"], "--backend must be among eager, native"),
         (["--shape", "3,4"], "--shape must come with one --op"),
         (["--op", "dropout", "--shape", "3,4,5"], "--shape must be positive sizes rows,cols"),

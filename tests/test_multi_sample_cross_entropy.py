@@ -9,6 +9,7 @@ import randfuse
 import torch
 import torch.nn.functional as F
 from randfuse import _extension
+from randfuse.bench import memory
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
 needs_extension = pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
@@ -157,7 +158,28 @@ def test_saved_is_a_float_a_row_and_sample(c):
     assert sum(t.numel() * t.element_size() for t in extra) <= 16 * 64 * 4 + 64, [t.shape for t in extra]
 
 
+@needs_extension
+@pytest.mark.parametrize("c", [16, 300])
+def test_peak_memory_grows_by_a_float_a_row_and_sample(c):
+    """Forward and backward, 4 against 64 samples: nothing but the log-sum-exps is larger (eager: 60 logits a row, too)."""
+    x, weight = torch.randn(1024, 256, requires_grad=True), torch.randn(c, 256, requires_grad=True)
+    target = torch.randint(c, (1024,))
+
+    def peak(samples):
+        def step():
+            loss = randfuse.multi_sample_cross_entropy(x, weight, target, num_samples=samples)
+            return torch.autograd.grad(loss, (x, weight))
+
+        return memory.peak(step, "cpu")
+
+    peak(4)  # what is allocated once
+    chunk = 4 * 2**20  # bytes: one chunk of logits may be fuller than another
+    assert peak(64) - peak(4) <= 60 * 1024 * 4 + chunk
+    assert peak(64) < 16 * chunk
+
+
 @pytest.mark.parametrize(("kwargs", "error", "message"), [
+    ({"weight": torch.ones(0, 5)}, ValueError, "weight must have at least one class, got 0"),
     ({"weight": torch.ones(3, 6)}, ValueError, r"weight must have shape \(N, K=5\), got \(3, 6\)"),
     ({"target": torch.zeros(4).int()}, TypeError, "target must be an int64 or floating Tensor, got torch.int32"),
     ({"target": torch.zeros(3).long()}, ValueError, r"target must have shape \(…\) = \(4,\), got \(3,\)"),

@@ -49,7 +49,7 @@ def test_thresholds_are_the_binomial(samples, p):
 
 @pytest.mark.parametrize(("samples", "p"), [(1, 0.3), (5, 0.5), (8, 0.1), (8, 0.9)])
 def test_law_of_the_counts(samples, p):
-    """Chi-square over 2**18 draws at a false-positive rate of 1e-6; p off by 1 % (the negative control) fails."""
+    """Chi-square over 2**18 draws at a false-positive rate of 1e-6; p off by 5 % (the negative control) fails."""
     n = 2**18
     observed = torch.bincount(counts(randfuse.key(11), (512, 512), samples, p).flatten(), minlength=samples + 1)
 
@@ -62,7 +62,7 @@ def test_law_of_the_counts(samples, p):
         return float(torch.special.gammaincc(torch.tensor((len(o) - 1) / 2), chi2 / 2))
 
     assert p_value(p) > 1e-6, "counts must follow the Binomial law"
-    assert p_value(p * 1.01) < 1e-6, "the test must see one percent"
+    assert p_value(p * 1.05) < 1e-6, "the test must see five percent"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -114,7 +114,7 @@ def test_mean_linear(device, dtype):
     make = lambda *s: torch.randn(s, dtype=torch.float64).to(dtype).to(device)  # noqa: E731
     operands = [make(4, 5, 70).requires_grad_(), make(6, 70).requires_grad_(), make(6).requires_grad_()]
     grad, key = make(4, 5, 6), randfuse.key(3, device)
-    factor = counts(key, (20, 70), 8, 0.4).reshape(4, 5, 70) * streams.count_scale(
+    factor = counts(key, (20, 70), 8, 0.4).reshape(4, 5, 70).double() * streams.count_scale(
         streams.count_thresholds(streams.threshold(0.4), 8)
     )
     for p in (0.4, torch.tensor(0.4, device=device)):

@@ -146,6 +146,7 @@ Problem problem(const char* op, const Tensor& x, const Tensor& weight, const Opt
                 int64_t num_samples, double p, const OptionalTensor& p_tensor, int64_t ignore_index,
                 double label_smoothing, int64_t row_offset, int64_t col_offset) {
   check_linear(op, x, weight, bias);
+  TORCH_CHECK_VALUE(weight.size(0) > 0, op, ": weight must have at least one class, got 0");
   TORCH_CHECK_VALUE(1 <= num_samples && num_samples < int64_t{1} << 32, op,
                     ": num_samples must be in [1, 4294967295], got ", num_samples);
   TORCH_CHECK_VALUE(label_smoothing >= 0.0 && label_smoothing <= 1.0, op,

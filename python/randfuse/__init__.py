@@ -11,8 +11,10 @@ from .ops import (
     dropout_linear,
     dropout_mask,
     linear_dropout,
+    mc_dropout_predict,
     multi_sample_cross_entropy,
     multi_sample_linear,
+    multi_sample_mse,
 )
 
 __version__ = "0.1.0"
@@ -25,8 +27,10 @@ __all__ = [
     "fold_in",
     "key",
     "linear_dropout",
+    "mc_dropout_predict",
     "multi_sample_cross_entropy",
     "multi_sample_linear",
+    "multi_sample_mse",
     "nn",
     "split",
     "use_backend",

@@ -72,6 +72,8 @@ def multi_sample_cross_entropy(
     dtype = None if _autocast.enabled(x.device.type) else x.dtype
     x, weight, bias = autocast(x, weight, bias)
     linear_arguments(op, x, weight, bias)
+    if weight.shape[0] == 0:
+        raise ValueError(f"{op}: weight must have at least one class, got 0")
     samples(op, num_samples)
     _target(op, target, x, weight.shape[0], ignore_index)
     _class_weights(op, ce_weight, x, weight.shape[0])
@@ -106,11 +108,16 @@ def _target(op: str, target: Tensor, x: Tensor, classes: int, ignore_index: int)
             raise ValueError(f"{op}: ignore_index must be negative for floating targets, got {ignore_index}")
         return
     _checks.shape(op, "target", target, tuple(x.shape[:-1]), "(…)")
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(target)
-    if target.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped:
+    if _readable(target):
         wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
         if wrong.numel():
             raise ValueError(f"{op}: target must be in [0, C={classes}) or ignore_index, got {wrong[0].item()}")
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether looking at values costs no sync and breaks no trace."""
+    on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _class_weights(op: str, ce_weight: Tensor | None, x: Tensor, classes: int) -> None:
