@@ -2,8 +2,23 @@
 
 from randfuse import _registry
 
-from . import dropout, dropout_linear, launch, linear_dropout, multi_sample_cross_entropy, multi_sample_linear
+from . import (
+    dropout,
+    dropout_linear,
+    launch,
+    linear_dropout,
+    multi_sample_cross_entropy,
+    multi_sample_linear,
+    multi_sample_scale,
+)
 
-__all__ = ["dropout", "dropout_linear", "linear_dropout", "multi_sample_cross_entropy", "multi_sample_linear"]
+__all__ = [
+    "dropout",
+    "dropout_linear",
+    "linear_dropout",
+    "multi_sample_cross_entropy",
+    "multi_sample_linear",
+    "multi_sample_scale",
+]
 
 _registry.install(launch.NAMESPACE)
