@@ -1,6 +1,6 @@
-// multi_sample_cross_entropy and its derivative, in chunks: the logits of some rows and samples, then
-// their cross entropy, or their gradient and its two products. Nothing is as large as M x B x C; the
-// size of a chunk depends on shapes alone, so results do not depend on threads.
+// multi_sample_cross_entropy and its derivative, in chunks: the logits of some rows and samples,
+// then their cross entropy, or their gradient and its two products. Nothing is as large as M x B x
+// C; the size of a chunk depends on shapes alone, so results do not depend on threads.
 #include "../kernels/cpu/multi_sample_cross_entropy.h"
 
 #include <ATen/ops/zeros.h>
@@ -43,7 +43,8 @@ void for_each_chunk(const Problem& p, const Body& body) {
   const bool few = narrow(p.x, p.classes(), p.x.size(1));
   const int64_t width = few ? p.classes() : std::max(p.classes(), p.x.size(1));
   const int64_t floats = few ? kNarrowFloats : kWideFloats;
-  const int64_t most = std::clamp<int64_t>(floats / (width * (few ? p.samples : 1)), 64, few ? 4096 : 512);
+  const int64_t most =
+      std::clamp<int64_t>(floats / (width * (few ? p.samples : 1)), 64, few ? 4096 : 512);
   const int64_t run = p.stream.rows_per_key;
   for (int64_t r = 0; r < p.rows();) {
     const int64_t rows =
@@ -191,12 +192,14 @@ std::tuple<Tensor, Tensor> multi_sample_cross_entropy_cpu(
   return {loss, logsumexp};
 }
 
-std::tuple<Tensor, Tensor, Tensor> grad_cpu(
-    const Tensor& grad, const Tensor& logsumexp, const Tensor& x, const Tensor& weight,
-    const OptionalTensor& bias, const Tensor& target, const OptionalTensor& ce_weight,
-    const Tensor& key, double p, const OptionalTensor& p_tensor, int64_t ignore_index,
-    double label_smoothing, int64_t row_offset, int64_t col_offset,
-    std::array<bool, 3> output_mask) {
+std::tuple<Tensor, Tensor, Tensor> grad_cpu(const Tensor& grad, const Tensor& logsumexp,
+                                            const Tensor& x, const Tensor& weight,
+                                            const OptionalTensor& bias, const Tensor& target,
+                                            const OptionalTensor& ce_weight, const Tensor& key,
+                                            double p, const OptionalTensor& p_tensor,
+                                            int64_t ignore_index, double label_smoothing,
+                                            int64_t row_offset, int64_t col_offset,
+                                            std::array<bool, 3> output_mask) {
   constexpr const char* op = "multi_sample_cross_entropy_grad";
   const NoAutocast no_autocast;
   TORCH_CHECK_VALUE(logsumexp.dim() >= 1, op, ": logsumexp must have shape (M, …), got ",
@@ -204,10 +207,10 @@ std::tuple<Tensor, Tensor, Tensor> grad_cpu(
   const Problem q = problem(op, x, weight, bias, target, ce_weight, key, logsumexp.size(0), p,
                             p_tensor, ignore_index, label_smoothing, row_offset, col_offset);
   const auto type = sum_type(x);
-  TORCH_CHECK_VALUE(grad.sizes() == x.sizes().slice(0, x.dim() - 1) &&
-                        logsumexp.sizes().slice(1) == grad.sizes(),
-                    op, ": grad and logsumexp must have shapes (…) and (M, …) of x ", x.sizes(),
-                    ", got ", grad.sizes(), " and ", logsumexp.sizes());
+  TORCH_CHECK_VALUE(
+      grad.sizes() == x.sizes().slice(0, x.dim() - 1) && logsumexp.sizes().slice(1) == grad.sizes(),
+      op, ": grad and logsumexp must have shapes (…) and (M, …) of x ", x.sizes(), ", got ",
+      grad.sizes(), " and ", logsumexp.sizes());
   TORCH_CHECK_TYPE(grad.scalar_type() == type && logsumexp.scalar_type() == type, op,
                    ": grad and logsumexp must be the type of sums, got ", dtype_name(grad), " and ",
                    dtype_name(logsumexp));

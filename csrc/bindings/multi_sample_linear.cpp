@@ -112,23 +112,24 @@ void wgrads_narrow(const Tensor& grad, const Tensor& x, const SampleStream& stre
   const Tensor g = grad.to(at::kFloat).contiguous();
   dispatch_narrow(x, [&](auto type) {
     using T = decltype(type);
-    at::parallel_for(
-        0, cpu::padded_k(k, stream.rows.col_offset) / 64, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t s = 0; s < stream.count; ++s) {
-            auto a = arguments<T, float>(m, n, k, rate);
-            a.x = in<T>(x), a.x_stride = row_stride(x), a.stream = stream[s];
-            a.grad = in<float>(g) + s * m * n, a.accumulate = true;
-            a.out = out<float>(dw) + (dw.dim() == 3 ? s * n * k : 0);
-            cpu::dropout_linear_wgrad(a, begin, end);
-          }
-        });
+    at::parallel_for(0, cpu::padded_k(k, stream.rows.col_offset) / 64, 1,
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t s = 0; s < stream.count; ++s) {
+                         auto a = arguments<T, float>(m, n, k, rate);
+                         a.x = in<T>(x), a.x_stride = row_stride(x), a.stream = stream[s];
+                         a.grad = in<float>(g) + s * m * n, a.accumulate = true;
+                         a.out = out<float>(dw) + (dw.dim() == 3 ? s * n * k : 0);
+                         cpu::dropout_linear_wgrad(a, begin, end);
+                       }
+                     });
   });
 }
 
 // Calls body(first, count) for runs of samples that make a product of some size together.
 template <class Body>
 void runs_of_samples(int64_t rows, int64_t samples, bool own_weights, const Body& body) {
-  const int64_t most = own_weights ? 1 : std::max<int64_t>(kStackRows / std::max<int64_t>(rows, 1), 1);
+  const int64_t most =
+      own_weights ? 1 : std::max<int64_t>(kStackRows / std::max<int64_t>(rows, 1), 1);
   for (int64_t s = 0; s < samples; s += most) body(s, std::min(most, samples - s));
 }
 
@@ -158,8 +159,16 @@ Tensor sample_products(const Tensor& x, const Tensor& weight, const OptionalTens
   const bool own = weight.dim() == 3;
   runs_of_samples(rows, stream.count, own, [&](int64_t s, int64_t count) {
     const OptionalTensor b = own && bias.has_value() ? bias->select(0, s) : bias;
-    const Tensor copies = dropped_stack(x, stream, s, count, rate), to = y.narrow(0, s, count);
-    to.copy_(at::linear(copies, own ? weight.select(0, s) : weight, b).view(to.sizes()));
+    const Tensor copies = dropped_stack(x, stream, s, count, rate);
+    const Tensor w = own ? weight.select(0, s) : weight;
+    Tensor to = y.narrow(0, s, count).view({count * rows, n});
+    if (dtype != x.scalar_type()) {
+      to.copy_(at::linear(copies, w, b));
+    } else if (b.has_value()) {
+      at::addmm_out(to, *b, copies, w.t());
+    } else {
+      at::mm_out(to, copies, w.t());
+    }
   });
   return y;
 }
@@ -214,8 +223,8 @@ void check_weight(const char* op, const Tensor& weight, int64_t samples, int64_t
   const bool fits = weight.dim() == 3 ? weight.size(0) == samples : weight.dim() == 2;
   TORCH_CHECK_VALUE(fits && (n < 0 || weight.size(-2) == n) && (k < 0 || weight.size(-1) == k), op,
                     ": weight must have shape (N, K) or (M, N, K) with M=", samples,
-                    n < 0 ? "" : ", N=" + std::to_string(n), k < 0 ? "" : ", K=" + std::to_string(k),
-                    ", got ", weight.sizes());
+                    n < 0 ? "" : ", N=" + std::to_string(n),
+                    k < 0 ? "" : ", K=" + std::to_string(k), ", got ", weight.sizes());
 }
 
 KeyedStream input_stream(const char* op, const Tensor& key, const Tensor& like, int64_t rows,
@@ -275,8 +284,8 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, bool shared, const Tensor&
   constexpr const char* op = "multi_sample_linear_wgrad";
   check_grad(op, grad);
   check_like(op, "x", x, grad);
-  TORCH_CHECK_VALUE(x.dim() + 1 == grad.dim() && x.sizes().slice(0, x.dim() - 1) ==
-                                                     grad.sizes().slice(1, x.dim() - 1),
+  TORCH_CHECK_VALUE(x.dim() + 1 == grad.dim() &&
+                        x.sizes().slice(0, x.dim() - 1) == grad.sizes().slice(1, x.dim() - 1),
                     op, ": x must have shape (…, K) of grad (M, …, N) = ", grad.sizes(), ", got ",
                     x.sizes());
   const Rows shape = rows_of(x);
@@ -286,8 +295,8 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, bool shared, const Tensor&
   const Rate rate = cpu_rate(op, p, p_tensor);
   const NoAutocast no_autocast;
   const auto options = grad.options().dtype(sum_type(grad));
-  const Tensor dw = shared ? at::zeros({n, shape.cols}, options)
-                           : at::zeros({samples, n, shape.cols}, options);
+  const Tensor dw =
+      shared ? at::zeros({n, shape.cols}, options) : at::zeros({samples, n, shape.cols}, options);
   add_sample_wgrads(grad.reshape({samples, shape.rows, n}), matrix_of(x), {stream, 0, samples},
                     rate, dw);
   return dw.to(grad.scalar_type());

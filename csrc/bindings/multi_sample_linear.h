@@ -1,5 +1,5 @@
-// What the bindings of other heads use of multi_sample_linear: the products of several masked copies
-// of x, on all threads. Matrices have unit column stride; the caller has checked everything.
+// What the bindings of other heads use of multi_sample_linear: the products of several masked
+// copies of x, on all threads. Matrices have unit column stride; the caller has checked everything.
 #pragma once
 #include "checks.h"
 

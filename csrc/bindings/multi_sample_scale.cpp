@@ -22,15 +22,16 @@ Tensor multi_sample_scale_cpu(const Tensor& x, const Tensor& key, int64_t num_sa
   TORCH_CHECK_VALUE(col_offset <= (int64_t{1} << 34) - shape.cols, op,
                     ": col_offset must be in [0, 2**34 - cols], got ", col_offset);
   constexpr uint32_t op_id = static_cast<uint32_t>(Op::kMultiSampleCount);
-  KeyedStream stream = mask_stream(op, key, x.device(), shape.rows, shape.cols, op_id, 0,
-                                   row_offset, col_offset);
+  KeyedStream stream =
+      mask_stream(op, key, x.device(), shape.rows, shape.cols, op_id, 0, row_offset, col_offset);
   stream.domain = domain_word(op_id, kWordWidth);
   const Rate rate = cpu_rate(op, p, p_tensor);
   const Tensor matrix = matrix_of(x), y = at::empty(x.sizes(), x.options());
   dispatch_float(x, [&](auto type) {
     using T = decltype(type);
     const cpu::MultiSampleScaleArgs<T> args{
-        in<T>(matrix), out<T>(y), shape.cols, row_stride(matrix),
+        in<T>(matrix), out<T>(y),
+        shape.cols,    row_stride(matrix),
         stream,        cpu::count_rule(rate.threshold, static_cast<int>(num_samples))};
     parallel_groups(cpu::mask_groups(shape.rows, shape.cols, col_offset),
                     [&](int64_t begin, int64_t end) { cpu::multi_sample_scale(args, begin, end); });
