@@ -22,11 +22,9 @@ def test_equals_the_loop(device, dtype):
     x, weight, bias, key = make(3, 5, 40), make(7, 40) / 6, make(7), randfuse.key(3, device)
     got = randfuse.mc_dropout_predict(x, weight, bias, 0.3, 6, key=key)
     scale = 1 / (1 - randfuse.effective_p(0.3))
-    q = torch.stack([
-        F.linear(torch.where(randfuse.dropout_mask((15, 40), 0.3, key=key, sample=m).reshape(3, 5, 40), x.double() * scale, 0),
-                 weight.double(), bias.double()).softmax(-1)
-        for m in range(6)
-    ])  # fmt: skip
+    masks = [randfuse.dropout_mask((15, 40), 0.3, key=key, sample=m).reshape(3, 5, 40) for m in range(6)]
+    dropped = torch.stack([torch.where(mask, x.double() * scale, 0) for mask in masks])
+    q = F.linear(dropped, weight.double(), bias.double()).softmax(-1)
     mean = q.mean(0)
     entropy = -(mean * mean.log()).sum(-1)
     expected = mean, entropy, entropy + (q * q.log()).sum(-1).mean(0)

@@ -13,7 +13,7 @@ from randfuse.bench import memory
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
 needs_extension = pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 # (B, D, C, M): single element, ragged everything, several tiles, both sides of the narrow/wide border, several chunks.
 SHAPES = [(1, 1, 1, 1), (3, 7, 5, 2), (33, 130, 16, 5), (20, 100, 100, 3), (6, 70, 300, 2)]
 OPTIONS = [
@@ -115,17 +115,27 @@ def test_leading_dims_keys_and_strides(device):
         torch.testing.assert_close(one, rows[part])
 
 
+def test_far_off_classes_have_no_subnormal_gradient(device):
+    """They would make the products of backward a hundred times slower."""
+    weight, target = torch.tensor([[0.0], [-75.0], [-200.0]], device=device), torch.zeros(64, dtype=torch.int64)
+    x = torch.ones(64, 1, device=device, requires_grad=True)
+    bias = torch.zeros(3, device=device, requires_grad=True)
+    loss = randfuse.multi_sample_cross_entropy(x, weight, target.to(device), bias, p=0.0)
+    (db,) = torch.autograd.grad(loss, bias, torch.tensor(2.0**-10, device=device))
+    tiny = torch.finfo(torch.float32).tiny
+    assert not ((db != 0) & (db.abs() < tiny)).any(), db
+
+
 def test_huge_logits_stay_finite(device):
     x, weight = torch.full((2, 4), 1e4, device=device), torch.ones(3, 4, device=device)
     loss = randfuse.multi_sample_cross_entropy(x, weight, torch.tensor([0, 1], device=device), p=0.1)
     torch.testing.assert_close(loss, torch.tensor(math.log(3), device=device))
 
 
-@pytest.mark.parametrize("c", [3, 70])
-def test_gradcheck(device, c):
+def test_gradcheck(device):
     if device != "cpu":
         pytest.skip("float64 is for the CPU")
-    operands, target, _ = arguments(5, 6, c, torch.float64, device)
+    operands, target, _ = arguments(5, 6, 3, torch.float64, device)
     x, weight, bias = (t.requires_grad_() for t in operands)
 
     def run(x, w, b):
@@ -161,8 +171,8 @@ def test_saved_is_a_float_a_row_and_sample(c):
 @needs_extension
 @pytest.mark.parametrize("c", [16, 300])
 def test_peak_memory_grows_by_a_float_a_row_and_sample(c):
-    """Forward and backward, 4 against 64 samples: nothing but the log-sum-exps is larger (eager: 60 logits a row, too)."""
-    x, weight = torch.randn(1024, 256, requires_grad=True), torch.randn(c, 256, requires_grad=True)
+    """Forward and backward, 4 against 64 samples: nothing but the log-sum-exps is larger (eager: logits, too)."""
+    x, weight = torch.randn(1024, 64, requires_grad=True), torch.randn(c, 64, requires_grad=True)
     target = torch.randint(c, (1024,))
 
     def peak(samples):

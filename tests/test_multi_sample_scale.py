@@ -33,7 +33,7 @@ def law(samples, p):
 @pytest.mark.parametrize("samples", [1, 2, 3, 8, 31, 128])
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.3, 0.5, 0.9, 0.999])
 def test_thresholds_are_the_binomial(samples, p):
-    """Each is its cumulative probability at 2**-32 (within half a step and what 46 binary places lose); tensors agree."""
+    """Each is its cumulative probability at 2**-32, within half a step and what 46 binary places lose; tensors too."""
     thresholds = streams.count_thresholds(streams.threshold(p), samples)
     below = Fraction(0)
     for t, mass in zip(thresholds, law(samples, p), strict=False):

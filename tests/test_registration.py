@@ -148,7 +148,7 @@ def test_reference_agrees_on_the_samples(name):
     ("dropout_linear", 2, torch.ones(4, dtype=torch.float64), r"bias must have shape \(N,\)"),
     ("dropout_linear_dgrad", 1, torch.ones(4, 9, dtype=torch.float64), r"weight must have shape \(N=5, K\)"),
     ("dropout_linear_wgrad", 1, x(3, 9), r"x must have shape \(…, K\) = \[4, 9\], got \[3, 9\]"),
-    ("multi_sample_cross_entropy", 3, torch.tensor([0, 5, 1, 1]), r"target must be in \[0, C=5\) or ignore_index, got 5"),
+    ("multi_sample_cross_entropy", 3, torch.tensor([0, 5, 1, 1]), r"target must be in \[0, C=5\) or .*, got 5"),
     ("multi_sample_cross_entropy", 3, torch.ones(4, 4), r"target must have shape \(…, C\) = \[4, 5\], got \[4, 4\]"),
     ("multi_sample_cross_entropy", 4, torch.ones(4), r"ce_weight must have shape \(C,\) = \(5\), got \[4\]"),
     ("multi_sample_cross_entropy", 6, 0, "num_samples must be in"),

@@ -161,8 +161,16 @@ void wide_products(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   const bool own = weight.dim() == 3;
   runs_of_samples(x.size(0), stream.count, own, [&](int64_t s, int64_t count) {
     const OptionalTensor b = own && bias.has_value() ? bias->select(0, s) : bias;
-    const Tensor copies = dropped_stack(x, stream, s, count, drop), to = y.narrow(0, s, count);
-    to.copy_(at::linear(copies, own ? weight.select(0, s) : weight, b).view(to.sizes()));
+    const Tensor copies = dropped_stack(x, stream, s, count, drop);
+    const Tensor w = own ? weight.select(0, s) : weight;
+    Tensor to = y.narrow(0, s, count).view({copies.size(0), weight.size(-2)});
+    if (y.scalar_type() != x.scalar_type()) {
+      to.copy_(at::linear(copies, w, b));
+    } else if (b.has_value()) {
+      at::addmm_out(to, *b, copies, w.t());
+    } else {
+      at::mm_out(to, copies, w.t());
+    }
   });
 }
 

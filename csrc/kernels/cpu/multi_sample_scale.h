@@ -11,8 +11,8 @@
 
 namespace randfuse::cpu {
 
-// The table of `count_table` for 32-bit comparisons: the thresholds in [1, 2^32), and how many are 0,
-// which every lane reaches; no lane reaches 2^32.
+// The table of `count_table` for 32-bit comparisons: the thresholds in [1, 2^32), and how many are
+// 0, which every lane reaches; no lane reaches 2^32.
 struct CountRule {
   uint32_t threshold[kMaxCount];
   int thresholds;

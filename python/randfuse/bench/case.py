@@ -74,7 +74,7 @@ class Case(ABC):
 
     @abstractmethod
     def dropped_view(self, out: Tensor, grads: Inputs) -> Tensor | None:
-        """The (rows, cols) result in which dropped elements are 0 and no others are; None if there is no such result."""
+        """The (rows, cols) result in which dropped elements, and no others, are 0; None if there is none such."""
 
     @abstractmethod
     def mask(self, shape: Shape, key: Tensor) -> Tensor:

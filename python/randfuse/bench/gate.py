@@ -3,9 +3,9 @@
 Every variant runs forward and backward once. The decisions it took are read off the result in which dropped elements
 are zero; randfuse's must be the reference's, element by element, those of another sampler must have the right rate.
 The outputs and gradients must then be what the formula in float64 gives *for those decisions*, so one gate serves all
-variants, whatever their random numbers. Where no result shows the decisions (several masks are summed), randfuse's
-result must be that of the reference's decisions, and others are only asked for finite results. randfuse is held to the house tolerance (`randfuse.testing`); of the others it
-is only asked whether they compute the same thing.
+variants, whatever their random numbers. randfuse is held to the house tolerance (`randfuse.testing`); of the others it
+is only asked whether they compute the same thing. Where no result shows the decisions (several masks are summed),
+randfuse's result must be that of the reference's decisions, and others are asked for finite results only.
 """
 
 from __future__ import annotations

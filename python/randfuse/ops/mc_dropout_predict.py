@@ -36,8 +36,8 @@ def mc_dropout_predict(
 ) -> Prediction:
     """Mean class probabilities over M dropout masks of a linear head's input, and two measures of doubt, in nats.
 
-    Equivalent to: ``q = torch.stack([F.linear(F.dropout(x, p), weight, bias).softmax(-1) for _ in range(num_samples)])``
-    and then ``q.mean(0)``, its entropy, and that minus the mean entropy of the q.
+    Equivalent to: ``torch.stack([F.linear(F.dropout(x, p), weight, bias).softmax(-1) for _ in range(num_samples)])``,
+    the mean of that, the entropy of the mean, and this minus the mean entropy of the samples.
 
     Works through the rows in pieces of about 2**20 logits, so that memory does not grow with M times the rows. The
     answer has no gradient.

@@ -19,11 +19,11 @@ MOST_SAMPLES = 128  # entries of the threshold table that every kernel has room 
 def multi_sample_scale(
     x: Tensor, key: Tensor, num_samples: int, p: float, p_tensor: Tensor | None, row_offset: int, col_offset: int
 ) -> Tensor:
-    """x times the mean of `num_samples` independent dropout masks with their scale, drawn as one Binomial count.
+    """x times the mean of `num_samples` independent dropout masks with their scale, as one Binomial count.
 
-    Equivalent to: ``torch.stack([F.dropout(x, p) for _ in range(num_samples)]).mean(0)`` in law
+    Equivalent to: ``torch.stack([F.dropout(x, p) for _ in range(num_samples)]).mean(0)``, in law.
 
-    The building block of `multi_sample_linear(reduce="mean")`, which has checked the arguments. Linear and self-adjoint.
+    The core of `multi_sample_linear(reduce="mean")`, which has checked the arguments. Linear and self-adjoint.
 
     >>> x = torch.ones(2, 4)
     >>> y = multi_sample_scale(x, randfuse.key(0), 4, 0.5, None, 0, 0)

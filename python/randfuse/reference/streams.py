@@ -68,7 +68,7 @@ def scale(t: int | Tensor) -> float | Tensor:
 def count_thresholds(t: int | Tensor, samples: int) -> list[int | Tensor]:
     """T_1 … T_M in 0 … 2**32: of M masks with threshold t, k keep an element where its 32-bit lane reaches k of them.
 
-    T_k is the law's P(fewer than k keep) at 2**-32, by M steps of integers with 46 binary places: no backend can differ.
+    T_k is the law's P(fewer than k keep) at 2**-32, in integers with 46 binary places, so that no backend can differ.
     """
     mass: list[int | Tensor] = [1 << 46]  # of 0, 1 … kept masks
     for _ in range(samples):
