@@ -32,7 +32,6 @@ TRITON = {"triton_kernels/{op}.py"}
 COMPOSED = {"python/randfuse/reference/{op}.py", "csrc/bindings/{op}.cpp"} | CPU | CUDA | TRITON
 LACKS = {
     "mc_dropout_predict": COMPOSED | {"benchmarks/cases/{op}.py"},  # no gradient, which every case has
-    "multi_sample_cross_entropy": CUDA,
     "multi_sample_linear": CPU,  # on the CPU it runs dropout_linear's kernels
     "multi_sample_mse": COMPOSED,
 }

@@ -36,13 +36,20 @@ STREAM = {"p": 0.3, "p_tensor": None, "row_offset": 0, "col_offset": 0}
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 BROKEN_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
+
+def run_interpreted(path):
+    """Run a file of tests in a process that interprets."""
+    if BROKEN_INTERPRETER:
+        pytest.skip("Triton 3.6 interprets with NumPy below 2.4 only")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", path]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, f"tests in the interpreter failed:\n{run.stdout[-6000:]}{run.stderr[-2000:]}"
+
+
 if not INTERPRETING:
 
-    @pytest.mark.skipif(BROKEN_INTERPRETER, reason="Triton 3.6 interprets with NumPy below 2.4 only")
     def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
-        run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-        assert run.returncode == 0, f"tests in the interpreter failed:\n{run.stdout[-6000:]}{run.stderr[-2000:]}"
+        run_interpreted(__file__)
 
 
 def op(name):
@@ -421,7 +428,24 @@ def samples(device):
         "linear_dropout": (x, w, b, r, "gelu", True, *stream),
         "act_dropout": (g, r, "gelu", *stream),
         "act_dropout_grad": (g, r, "gelu", *stream),
+        **head_samples(x, w, b, stream),
     }
+
+
+def head_samples(x, w, b, stream):
+    heads, target = torch.randn(3, *x.shape[:-1], w.shape[0], device=x.device), torch.arange(6, device=x.device)
+    key, p, p_tensor, *place = stream
+    options = -100, 0.1, *place
+    return {
+        "multi_sample_linear": (x, w, b, key, 3, *stream[1:]),
+        "multi_sample_linear_dgrad": (heads, w, *stream),
+        "multi_sample_linear_wgrad": (heads, x, True, *stream),
+        "multi_sample_scale": (x, key, 3, *stream[1:]),
+        "multi_sample_cross_entropy": (x, w, b, target, None, key, 3, p, p_tensor, *options),
+        "multi_sample_cross_entropy_grad": (
+            heads[0, :, 0], heads[:, :, 0], x.detach(), w, b, target, None, key, p, p_tensor, *options, [True] * 3,
+        ),
+    }  # fmt: skip
 
 
 @on_device

@@ -93,7 +93,9 @@ def multi_sample_cross_entropy_kernel(
 class _Head:
     """The arguments of both ops, checked, and what both do with them."""
 
-    def __init__(self, op, x, weight, bias, target, ce_weight, key, samples, p, p_tensor, ignore_index, smoothing, *place):
+    def __init__(
+        self, op, x, weight, bias, target, ce_weight, key, samples, p, p_tensor, ignore_index, smoothing, *place
+    ):
         launch.linear(op, x, weight, bias)
         _samples(op, samples)
         if not 0.0 <= smoothing <= 1.0:

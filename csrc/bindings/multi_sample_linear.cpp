@@ -366,16 +366,16 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
 
 #ifdef RANDFUSE_CUDA
 
+Drop drop_cuda(const cuda::RateSource& rate) {
+  return
+      [&](const Tensor& x, const Tensor& y, const MaskStream& s) { drop_rows_cuda(x, y, s, rate); };
+}
+
 namespace {
 
 // One weight for all samples, of a width and a dtype that the kernels take.
 bool narrow_head(const Tensor& like, int64_t weight_dim, int64_t m, int64_t n, int64_t k) {
   return weight_dim == 2 && narrow_cuda(like, m, n, k);
-}
-
-Drop drop_cuda(const cuda::RateSource& rate) {
-  return
-      [&](const Tensor& x, const Tensor& y, const MaskStream& s) { drop_rows_cuda(x, y, s, rate); };
 }
 
 Tensor multi_sample_linear_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

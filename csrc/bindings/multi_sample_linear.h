@@ -4,6 +4,9 @@
 #include <functional>
 
 #include "checks.h"
+#ifdef RANDFUSE_CUDA
+#include "../kernels/cuda/rate.h"
+#endif
 
 namespace randfuse {
 
@@ -44,5 +47,10 @@ void add_wide_dgrads(const Tensor& grad, const Tensor& weight, const SampleStrea
                      const Drop& drop, const Tensor& dx);
 void add_wide_wgrads(const Tensor& grad, const Tensor& x, const SampleStream& stream,
                      const Drop& drop, const Tensor& dw);
+
+#ifdef RANDFUSE_CUDA
+// On the current device and its current stream; rate is not copied.
+Drop drop_cuda(const cuda::RateSource& rate);
+#endif
 
 }  // namespace randfuse
