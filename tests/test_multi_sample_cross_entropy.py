@@ -115,6 +115,27 @@ def test_leading_dims_keys_and_strides(device):
         torch.testing.assert_close(one, rows[part])
 
 
+# (B, C, M) of several chunks of rows and samples on the CPU, narrow and wide; keys: cut inside their runs and between.
+@pytest.mark.parametrize(("b", "c", "samples"), [(200, 100, 64), (600, 300, 8)])
+@pytest.mark.parametrize("keys", [None, 2, 40])
+def test_pieces_do_not_show(kernels_device, b, c, samples, keys):
+    operands, target, options = arguments(b, 20, c, torch.float32, kernels_device, label_smoothing=0.1, ignored=True)
+    key = randfuse.key(4, kernels_device)
+    key = key if keys is None else randfuse.split(key, keys)
+
+    def loss_and_gradients():
+        leaves = [t.detach().requires_grad_() for t in operands]
+        x, weight, bias = leaves
+        loss = randfuse.multi_sample_cross_entropy(x, weight, target, bias, 0.3, samples, **options, key=key)
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    got = loss_and_gradients()
+    with randfuse.use_backend("reference"):
+        expected = loss_and_gradients()
+    for name, a, e in zip(("loss", "dx", "dw", "db"), got, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
 def test_far_off_classes_have_no_subnormal_gradient(device):
     """They would make the products of backward a hundred times slower."""
     weight, target = torch.tensor([[0.0], [-75.0], [-200.0]], device=device), torch.zeros(64, dtype=torch.int64)
