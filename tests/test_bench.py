@@ -25,6 +25,10 @@ SMALL = {
     "dropout_linear": (24, 64, 8),
     "linear_dropout": (24, 16, 40),
     "mixout_linear": (24, 64, 8),
+    "multi_sample_cross_entropy": (24, 64, 8, 4),
+    "multi_sample_linear": (24, 64, 8, 4),
+    "multi_sample_mse": (24, 64, 2, 4),
+    "multi_sample_scale": (24, 64, 8, 4),
 }
 
 

@@ -21,6 +21,11 @@ def ops(key, p=0.4):
         "dropout_linear": lambda x: randfuse.dropout_linear(x, W, p=p, key=key),
         "linear_dropout": lambda x: randfuse.linear_dropout(x, W, p=p, activation="gelu", key=key),
         "mixout_linear": lambda x: randfuse.mixout_linear(x, W, W / 2, p=p, key=key),
+        "multi_sample_linear": lambda x: randfuse.multi_sample_linear(x, W, p=p, num_samples=2, key=key),
+        "multi_sample_mean": lambda x: randfuse.multi_sample_linear(x, W, p=p, num_samples=5, reduce="mean", key=key),
+        "multi_sample_cross_entropy": lambda x: randfuse.multi_sample_cross_entropy(
+            x, W, torch.zeros_like(x[..., 0], dtype=torch.int64), p=p, num_samples=2, reduction="none", key=key
+        ),
     }
 
 
@@ -164,7 +169,18 @@ def test_vmap_randomness_of_a_drawn_key(name):
 
 
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (0, 0, None), (1, 1, 0)])
-@pytest.mark.parametrize("linear", ["dropconnect_linear", "dropout_linear", "linear_dropout", "mixout_linear"])
+@pytest.mark.parametrize(
+    "linear",
+    [
+        "dropconnect_linear",
+        "dropout_linear",
+        "linear_dropout",
+        "mixout_linear",
+        "multi_sample_cross_entropy",
+        "multi_sample_linear",
+        "multi_sample_mean",
+    ],
+)
 def test_vmap_over_weights_and_gradients(linear, in_dims):
     """Per-sample gradients and ensembles: any operand batched, forward and reverse."""
     sizes = {"x": (5, 40), "w": (7, 40), "b": (7,)}
@@ -181,6 +197,12 @@ def test_vmap_over_weights_and_gradients(linear, in_dims):
             return getattr(randfuse, linear)(x, w, b, 0.4, key=key).square().sum()
         if linear == "mixout_linear":
             return randfuse.mixout_linear(x, w, w.square(), b, 0.4, key=key).square().sum()
+        if linear == "multi_sample_cross_entropy":
+            return randfuse.multi_sample_cross_entropy(x, w, torch.arange(5), b, 0.4, 2, key=key)
+        if linear == "multi_sample_linear":
+            return randfuse.multi_sample_linear(x, w, b, 0.4, 2, key=key).square().sum()
+        if linear == "multi_sample_mean":
+            return randfuse.multi_sample_linear(x, w, b, 0.4, 2, reduce="mean", key=key).square().sum()
         return randfuse.linear_dropout(x, w, b, 0.4, activation="silu", key=key).square().sum()
 
     got = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)), in_dims=in_dims)(*batched)
@@ -219,6 +241,18 @@ def test_vmap_randomness_of_structured_granularities(granularity):
     assert torch.equal(same[:1].expand_as(same), same)
     different = torch.vmap(function, randomness="different")(ones)
     assert not torch.equal(different[:1].expand_as(different), different)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, 0)])
+def test_vmap_over_a_weight_for_each_sample(in_dims):
+    x, w, b = (torch.randn(s) for s in ((3, 5, 40), (3, 2, 7, 40), (3, 2, 7)))
+    x, w, b = (t if d == 0 else t[0] for t, d in zip((x, w, b), in_dims, strict=True))
+    loss = lambda x, w, b: randfuse.multi_sample_linear(x, w, b, 0.4, 2, key=randfuse.key(2)).square().sum()  # noqa: E731
+    got = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)), in_dims=in_dims)(x, w, b)
+    for i in range(3):
+        one = [t if d is None else t[i] for t, d in zip((x, w, b), in_dims, strict=True)]
+        for a, e in zip(got, torch.func.grad(loss, argnums=(0, 1, 2))(*one), strict=True):
+            torch.testing.assert_close(a[i], e, rtol=1e-4, atol=1e-4)
 
 
 def test_vmap_refuses_a_batched_p():

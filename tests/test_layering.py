@@ -28,13 +28,18 @@ ROOMS = [
 # The rooms that an op has nothing in, by design.
 CPU = {"csrc/kernels/cpu/{op}.cpp", "csrc/kernels/cpu/{op}.h"}
 CUDA = {"csrc/kernels/cuda/{op}.cu", "csrc/kernels/cuda/{op}.cuh", "csrc/tests/test_cuda_{op}.cpp"}
+TRITON = {"triton_kernels/{op}.py"}
+COMPOSED = {"python/randfuse/reference/{op}.py", "csrc/bindings/{op}.cpp"} | CPU | CUDA | TRITON
 LACKS = {
     "block_dropout_linear": CPU | CUDA,  # on the CPU the library's products do the work
-    "column_dropout_linear": {room for room in ROOMS if room.startswith(("csrc", "triton", "python"))},  # composed
+    "column_dropout_linear": COMPOSED | {"python/randfuse/ops/{op}.py"},
     "dropconnect_linear": CPU | CUDA,  # its pass is dropout's
     "embedding_dropout": set(ROOMS) - {"tests/test_{op}.py"},  # composed of torch, its own reference
     "kept_blocks": CUDA | {"benchmarks/cases/{op}.py"},  # a choice, not a product
     "mixout_linear": CUDA,
+    "mc_dropout_predict": COMPOSED | {"benchmarks/cases/{op}.py"},  # no gradient, which every case has
+    "multi_sample_linear": CPU,  # on the CPU it runs dropout_linear's kernels
+    "multi_sample_mse": COMPOSED,
 }
 
 

@@ -24,6 +24,8 @@ LAYERS = [
     lambda **k: randfuse.nn.LinearDropout(20, 7, activation="gelu", **k),
     lambda **k: randfuse.nn.DropConnectLinear(20, 7, **k),
     fine_tuned,
+    lambda **k: randfuse.nn.MultiSampleDropoutHead(20, 7, num_samples=3, **k),
+    lambda **k: randfuse.nn.MultiSampleDropoutHead(20, 7, reduce="mean", **k),
 ]
 
 
@@ -85,8 +87,7 @@ def test_mixout_keeps_its_anchor():
 @pytest.mark.parametrize("make", LAYERS)
 def test_bad_p(make):
     with pytest.raises(
-        ValueError,
-        match=r"^(DropoutLinear|LinearDropout|DropConnectLinear|MixoutLinear): p must be in \[0, 1\], got 1.5",
+        ValueError, match=r"^(\w*Linear|LinearDropout|MultiSampleDropoutHead): p must be in \[0, 1\], got 1.5"
     ):
         make(p=1.5)
 
@@ -125,6 +126,28 @@ def test_schedule(mode, values):
     other = randfuse.nn.DropoutSchedule(model, p=0.4, steps=4, mode=mode)
     other.load_state_dict(schedule.state_dict())
     assert float(other.p) == float(schedule.p)
+
+
+def test_multi_sample_head():
+    """Each `reduce` is its function in training; in eval mode all are nn.Linear, and its cross entropy."""
+    x, target, key = torch.randn(5, 20), torch.tensor([0, 6, -100, 2, 3]), randfuse.key(3)
+    make = lambda reduce: randfuse.nn.MultiSampleDropoutHead(20, 7, p=0.4, num_samples=3, reduce=reduce)  # noqa: E731
+    head = make("loss")
+    arguments = {"bias": head.bias, "p": 0.4, "num_samples": 3, "key": key}
+    expected = randfuse.multi_sample_cross_entropy(x, head.weight, target, label_smoothing=0.1, **arguments)
+    assert_bitwise_equal(head(x, target, key=key, label_smoothing=0.1), expected)
+    assert_bitwise_equal(head(x, key=key), randfuse.multi_sample_linear(x, head.weight, **arguments))
+    logits = nn.functional.linear(x, head.weight, head.bias)
+    assert_bitwise_equal(head.eval()(x), logits)
+    assert_bitwise_equal(head(x, target), nn.functional.cross_entropy(logits, target))
+    rows = head(x.reshape(5, 1, 20), target.reshape(5, 1), reduction="none", ce_weight=torch.ones(7))
+    assert_bitwise_equal(rows, nn.functional.cross_entropy(logits, target, reduction="none").reshape(5, 1))
+    assert make("none")(x).shape == (3, 5, 7)
+    assert make("mean")(x).shape == (5, 7)
+    with pytest.raises(ValueError, match="^MultiSampleDropoutHead: target must be None for reduce='mean'"):
+        make("mean")(x, target)
+    with pytest.raises(ValueError, match="^MultiSampleDropoutHead: reduce must be 'loss', 'mean' or 'none', got 'sum'"):
+        make("sum")
 
 
 def test_scheduled_p_reaches_the_kernel():

@@ -23,9 +23,15 @@ def turned(*shape):
     return x(*shape).t().detach().requires_grad_()
 
 
+def fixed(*shapes):
+    return [x(*shape, grad=False) for shape in shapes]
+
+
 STREAM = (KEY, 0.4, None, 1, 2)
 TENSOR_P = (torch.tensor([3, 4]), 0.0, torch.tensor(0.4, dtype=torch.float64), 0, 0)
 KEPT = torch.tensor([[[0, 2, 3]]])  # of three blocks, the last place empty
+COUNTED, COUNTED_P = (STREAM[0], 2, *STREAM[1:]), (TENSOR_P[0], 2, *TENSOR_P[1:])  # with a number of samples
+LABELS = torch.tensor([0, 4, -100, 2])
 SAMPLES = {
     "dropconnect_linear": [
         (x(4, 9), x(5, 9), x(5), *STREAM),
@@ -55,6 +61,45 @@ SAMPLES = {
         (x(4, 9), x(5, 9), x(5, 9), x(5), *STREAM),
         (x(2, 2, 9, grad=False), turned(9, 6), x(6, 9, grad=False), None, *TENSOR_P),
     ],
+    "multi_sample_cross_entropy": [
+        (x(4, 9), x(5, 9), x(5), LABELS, None, *COUNTED[:4], -100, 0.1, 1, 2),
+        (
+            x(2, 2, 9, grad=False),
+            turned(9, 5),
+            None,
+            x(2, 2, 5, grad=False),
+            x(5, grad=False),
+            *COUNTED_P[:4],
+            -1,
+            0.0,
+            0,
+            0,
+        ),
+    ],
+    "multi_sample_cross_entropy_grad": [  # differentiated once only
+        (*fixed((4,), (2, 4), (4, 9), (5, 9), (5,)), LABELS, None, *STREAM[:3], -100, 0.1, 1, 2, [True, True, True]),
+        (
+            *fixed((4,), (2, 4), (4, 9), (70, 9)),
+            None,
+            LABELS,
+            None,
+            *TENSOR_P[:3],
+            -100,
+            0.0,
+            0,
+            0,
+            [True, False, False],
+        ),
+    ],
+    "multi_sample_linear": [
+        (x(4, 9), x(5, 9), x(5), *COUNTED),
+        (x(2, 2, 9, grad=False), turned(9, 100), None, *COUNTED_P),
+        (x(4, 9), x(2, 5, 9), x(2, 5), *COUNTED),
+        (x(0, 9), x(5, 9), None, *COUNTED),
+    ],
+    "multi_sample_linear_dgrad": [(x(2, 4, 5), x(5, 9), *STREAM), (x(2, 2, 2, 5), x(2, 5, 9), *TENSOR_P)],
+    "multi_sample_linear_wgrad": [(x(2, 4, 5), x(4, 9), True, *STREAM), (x(2, 4, 5), turned(9, 4), False, *TENSOR_P)],
+    "multi_sample_scale": [(x(4, 9), *COUNTED), (turned(9, 4), *COUNTED_P), (x(0, 9), *COUNTED)],
     "act_dropout": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), None, "relu", *TENSOR_P)],
     "block_dropout_linear": [
         (x(1, 4, 70), x(5, 70), x(5), KEPT, 32, 1.5),
@@ -123,6 +168,17 @@ def test_reference_agrees_on_the_samples(name):
     ("dropout_linear", 2, torch.ones(4, dtype=torch.float64), r"bias must have shape \(N,\)"),
     ("dropout_linear_dgrad", 1, torch.ones(4, 9, dtype=torch.float64), r"weight must have shape \(N=5, K\)"),
     ("dropout_linear_wgrad", 1, x(3, 9), r"x must have shape \(…, K\) = \[4, 9\], got \[3, 9\]"),
+    ("multi_sample_cross_entropy", 3, torch.tensor([0, 5, 1, 1]), r"target must be in \[0, C=5\) or .*, got 5"),
+    ("multi_sample_cross_entropy", 3, torch.ones(4, 4), r"target must have shape \(…, C\) = \[4, 5\], got \[4, 4\]"),
+    ("multi_sample_cross_entropy", 4, torch.ones(4), r"ce_weight must have shape \(C,\) = \(5\), got \[4\]"),
+    ("multi_sample_cross_entropy", 6, 0, "num_samples must be in"),
+    ("multi_sample_cross_entropy_grad", 1, x(2, 3), "grad and logsumexp must have shapes"),
+    ("multi_sample_linear", 1, x(3, 5, 9), r"weight must have shape \(N, K\) or \(M, N, K\) with M=2, K=9"),
+    ("multi_sample_linear", 2, x(2, 5), r"bias must have shape \[5\], got \[2, 5\]"),
+    ("multi_sample_linear_dgrad", 1, x(4, 9), r"weight must have shape .* with M=2, N=5, got \[4, 9\]"),
+    ("multi_sample_linear_wgrad", 1, x(3, 9), r"x must have shape \(…, K\) of grad"),
+    ("multi_sample_scale", 2, 129, r"num_samples must be in \[1, 128\], got 129"),
+    ("multi_sample_scale", 6, 2**34, r"col_offset must be in \[0, 2\*\*34 - cols\]"),
     ("linear_dropout", 4, "tanh", "activation must be one of none, relu, gelu, silu, got 'tanh'"),
     ("linear_dropout", 3, torch.ones(4, 4, dtype=torch.float64), "residual must have shape"),
     ("mixout", 1, torch.ones(4, 8, dtype=torch.float64), "anchor must have the shape of weight = "),

@@ -439,7 +439,24 @@ def samples(device):
         "mixout_linear": (x, x.detach(), x.detach() / 2, None, *stream),
         "act_dropout": (g, r, "gelu", *stream),
         "act_dropout_grad": (g, r, "gelu", *stream),
+        **head_samples(x, w, b, stream),
     }
+
+
+def head_samples(x, w, b, stream):
+    heads, target = torch.randn(3, *x.shape[:-1], w.shape[0], device=x.device), torch.arange(6, device=x.device)
+    key, p, p_tensor, *place = stream
+    options = -100, 0.1, *place
+    return {
+        "multi_sample_linear": (x, w, b, key, 3, *stream[1:]),
+        "multi_sample_linear_dgrad": (heads, w, *stream),
+        "multi_sample_linear_wgrad": (heads, x, True, *stream),
+        "multi_sample_scale": (x, key, 3, *stream[1:]),
+        "multi_sample_cross_entropy": (x, w, b, target, None, key, 3, p, p_tensor, *options),
+        "multi_sample_cross_entropy_grad": (
+            heads[0, :, 0], heads[:, :, 0], x.detach(), w, b, target, None, key, p, p_tensor, *options, [True] * 3,
+        ),
+    }  # fmt: skip
 
 
 @on_device

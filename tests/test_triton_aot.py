@@ -133,6 +133,22 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
     block_dropout_linear.block_dropout_linear_wgrad(gs, xs, kept, size, 2.0)
 
 
+def launch_heads(dtype, M=512, K=4096, col_offset=0, keys=1, p_tensor=False, classes=100):
+    """The same for the launchers of heads with several samples."""
+    from randfuse.triton_kernels import multi_sample_cross_entropy, multi_sample_linear, multi_sample_scale
+
+    x, w, b, g = (torch.empty(s, dtype=dtype) for s in ((M, K), (classes, K), (classes,), (5, M, classes)))
+    key, target = torch.zeros((keys,) if keys > 1 else (), dtype=torch.int64), torch.zeros(M, dtype=torch.int64)
+    stream = (0.3, torch.tensor(0.3) if p_tensor else None, 0, col_offset)
+    ce = (x, w, b, target, b, key, 5, *stream[:2], -100, 0.1, *stream[2:])
+    multi_sample_linear.multi_sample_linear(x, w, b, key, 5, *stream)
+    multi_sample_linear.multi_sample_linear_dgrad(g, w, key, *stream)
+    multi_sample_linear.multi_sample_linear_wgrad(g, x, True, key, *stream)
+    multi_sample_scale.multi_sample_scale(x, key, 8, *stream)
+    _, lse = multi_sample_cross_entropy.multi_sample_cross_entropy(*ce)
+    multi_sample_cross_entropy.multi_sample_cross_entropy_grad(lse[0], lse, *ce[:6], *ce[7:], [True] * 3)
+
+
 def show(title, rows):
     print(f"\n{title}: kernel, tile, warps, registers, stack bytes, wgmma")
     for row in sorted(set(rows)):
@@ -149,6 +165,9 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
 
     monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[:tiles])
     launch_all(DTYPES[name], *sizes)
+    monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[-1:])
+    monkeypatch.setattr(tuning, "SINGLE_CONFIGS", tuning.SINGLE_CONFIGS[-1:])
+    launch_heads(DTYPES[name], sizes[0], sizes[2])
     show(f"sm_90, {name}, M, N, K = {sizes}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
     for kernel, tile, warps, registers, stack, wgmma in compiled:
@@ -167,5 +186,6 @@ def test_variants_compile(variant, compiled, monkeypatch):
 
     monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[-1:])
     launch_all(torch.bfloat16, **variant)
+    launch_heads(torch.bfloat16, **{name: value for name, value in variant.items() if name not in ("N", "sample")})
     show(f"sm_90, bf16, {variant}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"

@@ -11,6 +11,9 @@ from . import (
     launch,
     linear_dropout,
     mixout_linear,
+    multi_sample_cross_entropy,
+    multi_sample_linear,
+    multi_sample_scale,
 )
 
 __all__ = [
@@ -21,6 +24,9 @@ __all__ = [
     "kept_blocks",
     "linear_dropout",
     "mixout_linear",
+    "multi_sample_cross_entropy",
+    "multi_sample_linear",
+    "multi_sample_scale",
 ]
 
 _registry.install(launch.NAMESPACE)

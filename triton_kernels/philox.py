@@ -48,6 +48,20 @@ def stream_rows(key_ptr, rows, limit, rows_per_key, row_offset):
 
 
 @triton.jit
+def sample_rows(rows, limit, samples, sample):
+    """Matrix rows, their number, sub-streams and places in a (samples, matrix rows) result of the rows `rows` < `limit`
+    of a head, in which all samples of a matrix row follow one another: the cache serves them from one read.
+    """
+    if samples is None:
+        return rows, limit, sample, rows
+    else:
+        row = rows // samples
+        m = rows - row * samples
+        height = limit // samples
+        return row, height, (m + sample).to(tl.uint32)[:, None], m * height + row
+
+
+@triton.jit
 def lanes16(key, row, block, sample, domain, COLS: tl.constexpr):
     """Lanes (ROWS, COLS) as uint32 of the stream rows `row` (ROWS,), from column 8 * `block` on."""
     j = block.to(tl.uint32) + tl.arange(0, COLS // LANES).to(tl.uint32)

@@ -33,18 +33,28 @@ INTERPRETER_CONFIG = triton.Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32,
 
 
 def _of_dtype(configs, args, **_):
-    return SINGLE_CONFIGS if str(args["y_ptr"].dtype) == "torch.float32" else HALF_CONFIGS
+    operand = next(iter(args.values()))
+    return SINGLE_CONFIGS if str(operand.dtype) == "torch.float32" else HALF_CONFIGS
 
 
-def tuned(kernel):
+def _smallest_of_dtype(configs, args, **_):
+    return _of_dtype(configs, args)[-1:]
+
+
+def tuned(kernel, prune=_of_dtype):
     """Autotune a product over the tiles of its dtype, once for each (N, K) and power of two of M."""
     if INTERPRETED:
         return triton.autotune([INTERPRETER_CONFIG], key=[])(kernel)
     return triton.autotune(
         HALF_CONFIGS + SINGLE_CONFIGS,
         key=["m_class", "N", "K", "DOMAIN", "ACT"],  # the last two where the kernel has them
-        prune_configs_by={"early_config_prune": _of_dtype},
+        prune_configs_by={"early_config_prune": prune},
     )(kernel)
+
+
+def smallest(kernel):
+    """The smallest tile, for kernels that hold a second one."""
+    return tuned(kernel, _smallest_of_dtype)
 
 
 def grid(rows, cols):

@@ -30,9 +30,9 @@ void run(const char* dtype, Product product, const Shape& s, const StreamCase& c
   const int64_t rows = product == Product::kWgrad ? s.n : s.m,
                 cols = product == Product::kForward ? s.n : s.k;
   int64_t floats = 0;
-  CHECK(
-      cuda::dropout_linear_workspace(product, s.m, s.n, s.k, c.col_offset, &floats) == cudaSuccess,
-      what.str());
+  CHECK(cuda::dropout_linear_workspace(product, s.m, s.n, s.k, 1, c.col_offset, &floats) ==
+            cudaSuccess,
+        what.str());
   const auto out = check::reproducible(what.str(), [&] {
     std::vector<T> y(rows * cols, poison<T>());
     std::vector<float> workspace(floats, std::numeric_limits<float>::quiet_NaN());

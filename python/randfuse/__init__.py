@@ -3,41 +3,14 @@
 Every decision is a pure function of (key, op, coordinates), the same on CPU, CUDA, Triton and in the reference.
 """
 
-from . import _extension, _registry
+from . import _extension, _registry, ops
 from ._backends import use_backend
 from .keys import draw_key, effective_p, fold_in, key, split
-from .ops import (
-    dropconnect,
-    dropconnect_linear,
-    dropout,
-    dropout_linear,
-    dropout_mask,
-    embedding_dropout,
-    linear_dropout,
-    mixout,
-    mixout_linear,
-)
+from .ops import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = [
-    "draw_key",
-    "dropconnect",
-    "dropconnect_linear",
-    "dropout",
-    "dropout_linear",
-    "dropout_mask",
-    "effective_p",
-    "embedding_dropout",
-    "fold_in",
-    "key",
-    "linear_dropout",
-    "mixout",
-    "mixout_linear",
-    "nn",
-    "patch",
-    "split",
-    "use_backend",
-]
+__all__ = ["draw_key", "effective_p", "fold_in", "key", "nn", "patch", "split", "use_backend"]
+__all__ += ops.__all__
 
 if _extension.problem is None:
     _registry.install("randfuse")

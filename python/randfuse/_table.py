@@ -31,6 +31,7 @@ NO_CUDA = frozenset(
 )
 
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
+_SAMPLES = ("multi_sample_linear", "multi_sample_linear_dgrad", "multi_sample_linear_wgrad")
 
 # Models: a read and a write of x beside a bf16 GEMM cost 367/N of it (4.3 TB/s against 790 TFLOP/s), of y 367/K; a
 # prologue or epilogue inside the GEMM is taken to cost 5 to 15 %, which puts the crossover at 2.4k to 7k.
@@ -48,6 +49,12 @@ TABLE: tuple[Entry, ...] = (
         "model, not yet measured: 2N/4 flops a byte stay below 16, the ratio of fp32 rate and bandwidth: one read wins",
     ),
     Entry(
+        _SAMPLES,
+        lambda n, k, size: 128 < n <= 2048 if size == 2 else n <= 128,
+        "triton",
+        "model, not yet measured: as for one sample, but that a dropped copy in fp32 is made for every sample",
+    ),
+    Entry(
         ("linear_dropout",),
         lambda n, k, size: size == 2 and k <= 2048,
         "triton",
@@ -61,7 +68,7 @@ def choose(op: str, args: tuple[Any, ...]) -> str:
     for entry in TABLE:
         if op in entry.ops:
             a, b = args[0], args[1]
-            n = a.shape[-1] if op == "dropout_linear_wgrad" else b.shape[0]
+            n = a.shape[-1] if op.endswith("wgrad") else b.shape[-2]
             k = b.shape[-1]
             if entry.applies(n, k, a.element_size()):
                 return entry.backend

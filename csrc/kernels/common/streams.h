@@ -91,6 +91,30 @@ RF_HD Rate drop_rate(double p) {
   return {t, t < kDropAll ? 65536.0 / (65536.0 - t) : 0.0};
 }
 
+// Most samples that the mean of masks counts; table of `count_table`: one entry more.
+inline constexpr int kMaxCount = 128;
+
+// Of `samples` masks with threshold t, k keep an element where its 32-bit lane reaches k of the
+// thresholds table[0 ... samples): P(fewer than k keep) at 2^-32, by `samples` steps of integers
+// with 46 binary places. Returns one over the mean count of the table as it stands.
+RF_HD double count_table(uint32_t t, int samples, uint64_t* table) {
+  table[0] = uint64_t{1} << 46;  // mass of 0, 1 ... kept masks
+  for (int m = 0; m < samples; ++m) {
+    table[m + 1] = 0;
+    for (int j = m + 1; j >= 0; --j) {
+      const uint64_t one_less = j > 0 ? table[j - 1] : 0;
+      table[j] = (table[j] * t + one_less * (kDropAll - t) + (1u << 15)) >> 16;
+    }
+  }
+  uint64_t below = 0, mean = 0;  // mean count at 2^-32
+  for (int k = 0; k < samples; ++k) {
+    below += table[k];
+    table[k] = (below + (1u << 13)) >> 14;
+    mean += (uint64_t{1} << 32) - table[k];
+  }
+  return mean > 0 ? 4294967296.0 / static_cast<double>(mean) : 0.0;
+}
+
 // Where in a stream a (rows, cols) matrix of 16-bit decisions lies.
 // Row r reads key r div rows_per_key as row i = row_offset + r mod rows_per_key.
 struct MaskStream {

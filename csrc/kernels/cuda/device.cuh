@@ -144,9 +144,10 @@ RF_DEVICE StreamRow stream_row(const MaskStream& s, int64_t row) {
           static_cast<uint32_t>(s.row_offset + row - group * s.rows_per_key)};
 }
 
-// The decisions of columns [8j, 8j + 8) of the stream.
-RF_DEVICE Words mask_block(const MaskStream& s, const StreamRow& row, uint32_t j) {
-  return block<kMaskRounds>(row.key, row.i, j, s.sample, s.domain);
+// The decisions of columns [8j, 8j + 8) of the stream, or of the one `sample` sub-streams later.
+RF_DEVICE Words mask_block(const MaskStream& s, const StreamRow& row, uint32_t j,
+                           uint32_t sample = 0) {
+  return block<kMaskRounds>(row.key, row.i, j, s.sample + sample, s.domain);
 }
 
 template <class T>

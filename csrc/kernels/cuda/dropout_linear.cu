@@ -33,8 +33,8 @@ auto with_tile(int64_t n, const Body& body) {  // calls body with N rounded up t
 }
 
 // A launch shall have about as many blocks as run at once.
-Plan make_plan(Product product, int64_t m, int64_t n, int64_t k, int64_t col_offset,
-               int64_t multiprocessors) {
+Plan make_plan(Product product, int64_t m, int64_t n, int64_t k, int64_t samples,
+               int64_t col_offset, int64_t multiprocessors) {
   const int64_t cols = col_offset % kMaskLanes + k;  // from the start of a mask block
   return with_tile(n, [&](auto width) {
     constexpr int kN = decltype(width)::value;
@@ -49,7 +49,8 @@ Plan make_plan(Product product, int64_t m, int64_t n, int64_t k, int64_t col_off
       return cut(tiles, ceil_div(m, kDgradRows), std::max<int64_t>(1, resident / tiles));
     }
     const int64_t tiles = ceil_div(cols, Wgrad<kN>::kCols);
-    return cut(tiles, ceil_div(m, Wgrad<kN>::kRows), choose_splits(tiles, multiprocessors, m, n));
+    const int64_t splits = choose_splits(tiles, multiprocessors, m * samples, n);
+    return cut(tiles, ceil_div(m, Wgrad<kN>::kRows), splits);
   });
 }
 
@@ -78,14 +79,17 @@ cudaError_t forward(const DropoutLinearArgs<T>& a, const Plan& plan, cudaStream_
 
 template <class T, int kN>
 cudaError_t dgrad(const DropoutLinearArgs<T>& a, const Plan& plan, cudaStream_t stream) {
-  return launch(dropout_linear_dgrad_kernel<T, kN>, plan.tiles * plan.splits, kThreads,
-                kDgradShared<kN>, stream, a, plan);
+  const auto kernel = a.samples > 1 ? dropout_linear_dgrad_kernel<T, kN, true>
+                                    : dropout_linear_dgrad_kernel<T, kN, false>;
+  return launch(kernel, plan.tiles * plan.splits, kThreads, kDgradShared<kN>, stream, a, plan);
 }
 
 template <class T, int kN>
 cudaError_t wgrad(const DropoutLinearArgs<T>& a, const Plan& plan, cudaStream_t stream) {
-  const cudaError_t status = launch(dropout_linear_wgrad_kernel<T, kN>, plan.tiles * plan.splits,
-                                    kThreads, kWgradShared<kN>, stream, a, plan);
+  const auto kernel = a.samples > 1 ? dropout_linear_wgrad_kernel<T, kN, true>
+                                    : dropout_linear_wgrad_kernel<T, kN, false>;
+  const cudaError_t status =
+      launch(kernel, plan.tiles * plan.splits, kThreads, kWgradShared<kN>, stream, a, plan);
   if (status != cudaSuccess) return status;
   return sum_splits(a, plan.splits, a.n, a.k, plan.tiles * Wgrad<kN>::kCols,
                     a.stream.col_offset % kMaskLanes, static_cast<const T*>(nullptr), stream);
@@ -94,13 +98,13 @@ cudaError_t wgrad(const DropoutLinearArgs<T>& a, const Plan& plan, cudaStream_t 
 }  // namespace
 
 cudaError_t dropout_linear_workspace(Product product, int64_t m, int64_t n, int64_t k,
-                                     int64_t col_offset, int64_t* floats) {
+                                     int64_t samples, int64_t col_offset, int64_t* floats) {
   *floats = 0;
   if (m == 0 || n == 0 || k == 0) return cudaSuccess;
   int multiprocessors = 0;
   const cudaError_t status = multiprocessor_count(&multiprocessors);
   if (status != cudaSuccess) return status;
-  const Plan plan = make_plan(product, m, n, k, col_offset, multiprocessors);
+  const Plan plan = make_plan(product, m, n, k, samples, col_offset, multiprocessors);
   *floats = workspace_floats(product, plan, m, n);
   return cudaSuccess;
 }
@@ -109,15 +113,16 @@ template <class T>
 cudaError_t launch_dropout_linear(Product product, const DropoutLinearArgs<T>& a,
                                   cudaStream_t stream) {
   if (a.m == 0 || a.n == 0 || a.k == 0) return cudaErrorInvalidValue;  // no product to compute
-  if (a.n > kMaxN) return cudaErrorInvalidValue;
+  if (a.n > kMaxN || a.samples < 1) return cudaErrorInvalidValue;
+  if (a.samples > 1 && product == Product::kForward) return cudaErrorInvalidValue;
   int multiprocessors = 0;
   const cudaError_t status = multiprocessor_count(&multiprocessors);
   if (status != cudaSuccess) return status;
-  Plan plan = make_plan(product, a.m, a.n, a.k, a.stream.col_offset, multiprocessors);
+  Plan plan = make_plan(product, a.m, a.n, a.k, a.samples, a.stream.col_offset, multiprocessors);
   const int64_t shift = a.stream.col_offset % kMaskLanes;
   plan.x_aligned = aligned(a.x, a.k, a.x_stride, shift);
   plan.weight_aligned = aligned(a.weight, a.k, a.weight_stride, shift);
-  plan.grad_aligned = aligned(a.grad, a.n, a.grad_stride);
+  plan.grad_aligned = aligned(a.grad, a.n, a.grad_stride) && a.grad_sample_stride % kMaskLanes == 0;
   plan.out_aligned = aligned(a.out, a.k, a.k, shift);
   return with_tile(a.n, [&](auto width) {
     constexpr int kN = decltype(width)::value;

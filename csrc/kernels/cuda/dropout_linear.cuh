@@ -24,6 +24,9 @@
 //            [8g, 8g+8), one column per n-tile, and packs pairs of rows after masking.
 //
 // Columns are counted from the start of the mask block that column 0 of X lies in.
+//
+// dgrad and wgrad with S samples (kMany) do all samples of 16 rows before the next rows: dX is
+// written once and X read once, while G streams. The generator bounds them then, S calls a block.
 #pragma once
 #include "device.cuh"
 #include "dropout_linear.h"
@@ -71,6 +74,16 @@ struct Plan {
   int64_t tiles, splits;
   int steps, total_steps;
   bool x_aligned, weight_aligned, grad_aligned, out_aligned;
+};
+
+// A step of one sample.
+struct SampleStep {
+  int step;
+  uint32_t sample = 0;
+
+  RF_DEVICE void advance(uint32_t samples) {
+    if (++sample == samples) sample = 0, ++step;
+  }
 };
 
 struct Lane {
@@ -179,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, kForwardResident<kN>)
   }
 }
 
-template <class T, int kN>
+template <class T, int kN, bool kMany>
 __global__ void __launch_bounds__(kThreads, kDgradResident)
     dropout_linear_dgrad_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
   RF_SHARED(Words, g_tiles, 0, kGradStages * (kN / 32) * 64);  // (stage, 32 columns, row, piece)
@@ -187,20 +200,26 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
   const Lane lane;
   const Rate rate = resolve(p.rate);
   const int shift = column_shift(p.stream);
+  const uint32_t samples = kMany ? static_cast<uint32_t>(p.samples) : 1u;
   const int64_t block_col0 = blockIdx.x % plan.tiles * kDgradCols;
   const int first = static_cast<int>(blockIdx.x / plan.tiles) * plan.steps;
   const int last = min(first + plan.steps, plan.total_steps);
 
-  const auto stage = [&](int step) {
-    if (step < last) {
-      Words* tile = g_tiles + step % kGradStages * (kN / 32) * 64;
+  SampleStep ahead{first};  // of the next G to stage
+  unsigned slot = 0;        // it goes to, of kGradStages in turn
+  const auto stage_next = [&] {
+    if (ahead.step < last) {
+      Words* tile = g_tiles + slot % kGradStages * (kN / 32) * 64;
+      const T* grad = p.grad + ahead.sample * p.grad_sample_stride;
       for (int i = threadIdx.x; i < kN / 32 * 64; i += kThreads) {
-        const int64_t row = int64_t{step} * kDgradRows + i / 4 % 16;
-        stage8(tile + i, p.grad + row * p.grad_stride, i / 64 * 32 + i % 4 * 8, row < p.m ? p.n : 0,
+        const int64_t row = int64_t{ahead.step} * kDgradRows + i / 4 % 16;
+        stage8(tile + i, grad + row * p.grad_stride, i / 64 * 32 + i % 4 * 8, row < p.m ? p.n : 0,
                plan.grad_aligned);
       }
     }
     cp_async_commit();
+    ahead.advance(samples);
+    ++slot;
   };
   for (int i = threadIdx.x; i < kN * 4 * kWarps; i += kThreads) {
     const int n = i / (4 * kWarps), piece = i % (4 * kWarps);
@@ -209,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
   }
   cp_async_commit();
 #pragma unroll 1
-  for (int s = 0; s < kGradStages - 1; ++s) stage(first + s);
+  for (int s = 0; s < kGradStages - 1; ++s) stage_next();
 
   // B fragments of all N rows of W for the warp's 32 columns, read once per block: register r of
   // mma step 2s+h and tile q holds rows n, n + 1 = 32s + 8t + 4h + 2r + {0, 1} of one column, which
@@ -232,12 +251,13 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
 
   const int64_t c = block_col0 + lane.warp * 32 + 8 * lane.t - shift;
   const uint32_t j = static_cast<uint32_t>((p.stream.col_offset + c) / kMaskLanes);
+  float sum[2][8] = {};  // over the samples, of rows g and g + 8
 #pragma unroll 1
-  for (int step = first; step < last; ++step) {
+  for (SampleStep at{first}; at.step < last; at.advance(samples)) {
     cp_async_wait<kGradStages - 2>();
     __syncthreads();  // the step's G has arrived, and everyone is done with the one before
-    stage(step + kGradStages - 1);
-    const Words* tile = g_tiles + step % kGradStages * (kN / 32) * 64;
+    const Words* tile = g_tiles + (slot + 1) % kGradStages * (kN / 32) * 64;
+    stage_next();
     float acc[4][4] = {};
 #pragma unroll
     for (int s = 0; s < kN / 32; ++s) {
@@ -252,15 +272,18 @@ __global__ void __launch_bounds__(kThreads, kDgradResident)
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t row = int64_t{step} * kDgradRows + lane.g + 8 * h;
+      const int64_t row = int64_t{at.step} * kDgradRows + lane.g + 8 * h;
       if (row >= p.m || c >= p.k) continue;
-      const Words bits = mask_block(p.stream, stream_row(p.stream, row), j);
-      float v[8];
+      const Words bits = mask_block(p.stream, stream_row(p.stream, row), j, at.sample);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const bool keep = lane16(bits, e) >= rate.threshold;
-        v[e] = keep ? acc[e / 2][2 * h + e % 2] * static_cast<float>(rate.scale) : 0.0f;
+        const float kept = lane16(bits, e) >= rate.threshold ? acc[e / 2][2 * h + e % 2] : 0.0f;
+        sum[h][e] = at.sample == 0 ? kept : sum[h][e] + kept;
       }
+      if (at.sample + 1 < samples) continue;
+      float v[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] = sum[h][e] * static_cast<float>(rate.scale);
       const Pack8<T> pack = pack8<T>(v);
       if (plan.out_aligned) {
         store8<T, true>(p.out + row * p.k, c, p.k, pack);
@@ -289,7 +312,7 @@ RF_DEVICE void exchange_halves(uint32_t (&pairs)[8][2], bool odd) {
   }
 }
 
-template <class T, int kN>
+template <class T, int kN, bool kMany>
 __global__ void __launch_bounds__(kThreads, 1)
     dropout_linear_wgrad_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
   using Shape = Wgrad<kN>;
@@ -301,6 +324,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Rate rate = resolve(p.rate);
   const int shift = column_shift(p.stream);
   const bool odd = lane.g % 2;
+  const uint32_t samples = kMany ? static_cast<uint32_t>(p.samples) : 1u;
   const int64_t split = blockIdx.x / plan.tiles;
   const int64_t col0 = blockIdx.x % plan.tiles * Shape::kCols + lane.warp * Shape::kWarpCols;
   const int first = static_cast<int>(split) * plan.steps;
@@ -321,46 +345,49 @@ __global__ void __launch_bounds__(kThreads, 1)
     cp_async_commit();
   };
   Quad g_next[kQuadsPerThread];
-  const auto load_g = [&](int step) {
+  const auto load_g = [&](const SampleStep& at) {
+    const T* grad = p.grad + at.sample * p.grad_sample_stride;
 #pragma unroll
     for (int i = 0; i < kQuadsPerThread; ++i) {
       const int quad = i * kThreads + threadIdx.x, n = quad % kN;
-      const auto at = [&](int r) {
-        const int64_t row = int64_t{step} * Shape::kRows + quad / kN * 4 + r;
-        const bool inside = quad < Shape::kQuads && n < p.n && step < last && row < p.m;
-        return inside ? uint32_t{p.grad[row * p.grad_stride + n].bits} : 0u;
+      const auto element = [&](int r) {
+        const int64_t row = int64_t{at.step} * Shape::kRows + quad / kN * 4 + r;
+        const bool inside = quad < Shape::kQuads && n < p.n && at.step < last && row < p.m;
+        return inside ? uint32_t{grad[row * p.grad_stride + n].bits} : 0u;
       };
-      g_next[i] = {at(0) | at(1) << 16, at(2) | at(3) << 16};
+      g_next[i] = {element(0) | element(1) << 16, element(2) | element(3) << 16};
     }
   };
-  const auto store_g = [&](int step) {
+  const auto store_g = [&](int buffer) {
 #pragma unroll
     for (int i = 0; i < kQuadsPerThread; ++i) {
       const int quad = i * kThreads + threadIdx.x;
       const int slot = (quad / (4 * kN) * kN + quad % kN) * 4 + quad / kN % 4;  // (half, n, t)
-      if (quad < Shape::kQuads) g_quads[step % 2 * Shape::kQuads + slot] = g_next[i];
+      if (quad < Shape::kQuads) g_quads[buffer * Shape::kQuads + slot] = g_next[i];
     }
   };
 
   float acc[kN / 16][Shape::kTiles][4] = {};
 #pragma unroll 1
   for (int s = 0; s < kGradStages - 1; ++s) stage_x(first + s);
-  load_g(first);
-  store_g(first);
+  SampleStep at{first}, next{first};
+  load_g(next);
+  store_g(0);
 #pragma unroll 1
-  for (int step = first; step < last; ++step) {
-    cp_async_wait<kGradStages - 2>();
+  for (int buffer = 0; at.step < last; at = next, buffer ^= 1) {
+    if (at.sample == 0) cp_async_wait<kGradStages - 2>();
     __syncthreads();  // the step's G is stored, and everyone is done with the buffer of the next
-    stage_x(step + kGradStages - 1);
-    load_g(step + 1);  // in flight while this step computes
+    if (at.sample == 0) stage_x(at.step + kGradStages - 1);
+    next.advance(samples);
+    load_g(next);  // in flight while this step computes
 
     Words x[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const int64_t row = int64_t{step} * Shape::kRows + x_row + r;
-      x[r] = x_slots[(step % kGradStages * 4 + r) * kThreads + threadIdx.x];
+      const int64_t row = int64_t{at.step} * Shape::kRows + x_row + r;
+      x[r] = x_slots[(at.step % kGradStages * 4 + r) * kThreads + threadIdx.x];
       const StreamRow from = row < p.m ? stream_row(p.stream, row) : StreamRow{};
-      drop8(x[r], mask_block(p.stream, from, j), rate.threshold);
+      drop8(x[r], mask_block(p.stream, from, j, at.sample), rate.threshold);
     }
     uint32_t pairs[8][2];  // (column, rows 0 and 1 or 2 and 3)
 #pragma unroll
@@ -372,7 +399,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if constexpr (Shape::kHalves == 2) exchange_halves(pairs, odd);
 
-    const Quad* g_tile = g_quads + step % 2 * Shape::kQuads;
+    const Quad* g_tile = g_quads + buffer * Shape::kQuads;
 #pragma unroll
     for (int h = 0; h < Shape::kHalves; ++h) {
 #pragma unroll
@@ -386,7 +413,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
-    store_g(step + 1);
+    store_g(buffer ^ 1);
   }
 
   // Partial sums (split, n, padded columns): lane t holds kTiles neighbouring columns, twice.

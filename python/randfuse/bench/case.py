@@ -67,15 +67,18 @@ class Case(ABC):
 
     @abstractmethod
     def exact(self, inputs: Inputs, factor: Tensor) -> Tensor:
-        """The formula in plain PyTorch, in the dtype of the inputs; `factor` is 0 where dropped, else the scale."""
+        """The formula in plain PyTorch, in the dtype of the inputs; `factor` is 0 where dropped, else the scale.
+
+        Without a `dropped_view`, the factor of the floor is a 1 that broadcasts.
+        """
 
     @abstractmethod
-    def dropped_view(self, out: Tensor, grads: Inputs) -> Tensor:
-        """The (rows, cols) result in which dropped elements are 0 and no others are."""
+    def dropped_view(self, out: Tensor, grads: Inputs) -> Tensor | None:
+        """The (rows, cols) result in which dropped elements, and no others, are 0; None if there is none such."""
 
     @abstractmethod
     def mask(self, shape: Shape, key: Tensor) -> Tensor:
-        """The decisions by the reference, True = kept, on the key's device."""
+        """The decisions by the reference, True = kept (or counts of them), on the key's device."""
 
     def dtypes(self, device: str) -> tuple[str, ...]:
         return ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16")

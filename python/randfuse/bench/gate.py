@@ -4,7 +4,8 @@ Every variant runs forward and backward once. The decisions it took are read off
 are zero; randfuse's must be the reference's, element by element, those of another sampler must have the right rate.
 The outputs and gradients must then be what the formula in float64 gives *for those decisions*, so one gate serves all
 variants, whatever their random numbers. randfuse is held to the house tolerance (`randfuse.testing`); of the others it
-is only asked whether they compute the same thing.
+is only asked whether they compute the same thing. Where no result shows the decisions (several masks are summed),
+randfuse's result must be that of the reference's decisions, and others are asked for finite results only.
 """
 
 from __future__ import annotations
@@ -35,14 +36,20 @@ def check(case: Case, forward: Forward, inputs: Inputs, *, expected: Tensor | No
     """Raise GateError unless `forward` does the op; `expected` is the mask that randfuse must have used."""
     try:
         out, grads = gradients(case, forward, inputs)
-        kept = case.dropped_view(out, grads) != 0
-        if expected is not None:
-            assert_bitwise_equal(kept, expected, name="decisions (True = kept)")
-        elif not floor:
-            _assert_rate(kept, case.p)
+        view = case.dropped_view(out, grads)
+        if view is None:
+            if expected is None and not floor:
+                return _assert_sane(case, inputs, out, grads)
+            kept = torch.ones((), device=out.device) if expected is None else expected
+        else:
+            kept = view != 0
+            if expected is not None:
+                assert_bitwise_equal(kept, expected, name="decisions (True = kept)")
+            elif not floor:
+                _assert_rate(kept, case.p)
         scale = 1.0 if floor else case.scale(exactly=expected is not None)
         factor = kept.double() * scale
-        wide = {n: t.double() for n, t in inputs.items()}
+        wide = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
         exact, exact_grads = gradients(case, lambda i: case.exact(i, factor), wide)
         same, same_grads = gradients(case, lambda i: case.exact(i, factor), inputs)
         tolerance = 2.0 if expected is not None else BASELINE_FACTOR
@@ -52,6 +59,14 @@ def check(case: Case, forward: Forward, inputs: Inputs, *, expected: Tensor | No
             assert_close_to_float64(grad, exact_grads[name], same_grads[name], name=title, factor=tolerance)
     except AssertionError as error:
         raise GateError(str(error)) from error
+
+
+def _assert_sane(case: Case, inputs: Inputs, out: Tensor, grads: dict[str, Tensor]) -> None:
+    """All that can be asked of another sampler whose decisions no result shows: the shapes of a finite result."""
+    for name, value in {"output": out, **grads}.items():
+        like = inputs.get(name, inputs["grad"])
+        assert value.shape == like.shape, f"{name}: shape {tuple(value.shape)} must be {tuple(like.shape)}"
+        assert value.isfinite().all(), f"{name}: must be finite"
 
 
 def _assert_rate(kept: Tensor, p: float) -> None:

@@ -7,6 +7,7 @@ from .embedding_dropout import EmbeddingDropout
 from .linear_dropout import LinearDropout
 from .locked_dropout import LockedDropout
 from .mixout_linear import MixoutLinear
+from .multi_sample_dropout_head import MultiSampleDropoutHead
 from .patch import patch
 from .schedule import DropoutSchedule
 from .weight_drop import WeightDrop
@@ -20,6 +21,7 @@ __all__ = [
     "LinearDropout",
     "LockedDropout",
     "MixoutLinear",
+    "MultiSampleDropoutHead",
     "WeightDrop",
     "patch",
 ]

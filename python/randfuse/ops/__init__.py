@@ -5,7 +5,11 @@ from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
 from .embedding_dropout import embedding_dropout
 from .linear_dropout import linear_dropout
+from .mc_dropout_predict import mc_dropout_predict
 from .mixout_linear import mixout, mixout_linear
+from .multi_sample_cross_entropy import multi_sample_cross_entropy
+from .multi_sample_linear import multi_sample_linear
+from .multi_sample_mse import multi_sample_mse
 
 __all__ = [
     "dropconnect",
@@ -15,6 +19,10 @@ __all__ = [
     "dropout_mask",
     "embedding_dropout",
     "linear_dropout",
+    "mc_dropout_predict",
     "mixout",
     "mixout_linear",
+    "multi_sample_cross_entropy",
+    "multi_sample_linear",
+    "multi_sample_mse",
 ]

@@ -11,6 +11,9 @@ from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear
 from .kept_blocks import kept_blocks
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
 from .mixout_linear import mixout, mixout_linear
+from .multi_sample_cross_entropy import multi_sample_cross_entropy, multi_sample_cross_entropy_grad
+from .multi_sample_linear import multi_sample_linear, multi_sample_linear_dgrad, multi_sample_linear_wgrad
+from .multi_sample_scale import multi_sample_scale
 
 FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
@@ -30,5 +33,11 @@ FUNCTIONS: dict[str, Callable] = {
         block_dropout_linear_dgrad,
         block_dropout_linear_wgrad,
         kept_blocks,
+        multi_sample_cross_entropy,
+        multi_sample_cross_entropy_grad,
+        multi_sample_linear,
+        multi_sample_linear_dgrad,
+        multi_sample_linear_wgrad,
+        multi_sample_scale,
     )
 }

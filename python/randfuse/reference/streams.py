@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ DROPOUT, OUTPUT_DROPOUT = 1, 2  # op ids; the full table is in docs/streams.md
 WEIGHT_MASK = 3
 EMBEDDING_ROW = 22
 STRUCTURED = 4
+MULTI_SAMPLE_COUNT = 6
 MASK_ROUNDS, WORD_ROUNDS = 7, 10
 _LOW = 0xFFFFFFFF
 
@@ -63,6 +66,25 @@ def scale(t: int | Tensor) -> float | Tensor:
     if isinstance(t, Tensor):
         return torch.where(t < 65536, 65536 / (65536 - t).clamp(min=1).double(), 0.0)
     return 65536 / (65536 - t) if t < 65536 else 0.0
+
+
+def count_thresholds(t: int | Tensor, samples: int) -> list[int | Tensor]:
+    """T_1 … T_M in 0 … 2**32: of M masks with threshold t, k keep an element where its 32-bit lane reaches k of them.
+
+    T_k is the law's P(fewer than k keep) at 2**-32, in integers with 46 binary places, so that no backend can differ.
+    """
+    mass: list[int | Tensor] = [1 << 46]  # of 0, 1 … kept masks
+    for _ in range(samples):
+        mass = [(a * t + b * (65536 - t) + (1 << 15)) >> 16 for a, b in zip([*mass, 0], [0, *mass], strict=True)]
+    return [(below + (1 << 13)) >> 14 for below in accumulate(mass[:-1])]
+
+
+def count_scale(thresholds: list[int | Tensor]) -> float | Tensor:
+    """One over the mean of the counts that `thresholds` really yields, float64; 0 where all are 0."""
+    mean = sum(2**32 - t for t in thresholds)
+    if isinstance(mean, Tensor):
+        return torch.where(mean > 0, 2**32 / mean.clamp(min=1).double(), 0.0)
+    return 2**32 / mean if mean else 0.0
 
 
 def row_keys(key: Tensor, rows: int, row_offset: int = 0) -> tuple[Tensor, Tensor]:
