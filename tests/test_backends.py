@@ -59,6 +59,11 @@ def test_missing_backends_say_why_and_what_to_do(backend):
     ("dropout_linear_wgrad", ((64, 128), (64, 4096)), torch.float16, "cuda"),
     ("linear_dropout", ((64, 1024), (4096, 1024)), torch.bfloat16, "triton"),
     ("linear_dropout", ((64, 4096), (1024, 4096)), torch.bfloat16, "cuda"),
+    ("multi_sample_linear", ((64, 4096), (16, 4096)), torch.bfloat16, "cuda"),
+    ("multi_sample_linear", ((64, 4096), (3, 16, 4096)), torch.float32, "triton"),
+    ("multi_sample_linear_wgrad", ((3, 64, 16), (64, 4096)), torch.bfloat16, "cuda"),
+    ("multi_sample_cross_entropy", ((64, 4096), (1024, 4096)), torch.bfloat16, "triton"),
+    ("multi_sample_cross_entropy_grad", ((64,), (3, 64), (64, 4096), (16, 4096)), torch.bfloat16, "cuda"),
     ("dropout", ((64, 4096), ()), torch.bfloat16, "cuda"),
 ])  # fmt: skip
 def test_table(op, shapes, dtype, backend):

@@ -31,7 +31,13 @@ NO_CUDA = frozenset(
 )
 
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
-_SAMPLES = ("multi_sample_linear", "multi_sample_linear_dgrad", "multi_sample_linear_wgrad")
+_SAMPLES = (
+    "multi_sample_linear",
+    "multi_sample_linear_dgrad",
+    "multi_sample_linear_wgrad",
+    "multi_sample_cross_entropy",
+    "multi_sample_cross_entropy_grad",
+)
 
 # Models: a read and a write of x beside a bf16 GEMM cost 367/N of it (4.3 TB/s against 790 TFLOP/s), of y 367/K; a
 # prologue or epilogue inside the GEMM is taken to cost 5 to 15 %, which puts the crossover at 2.4k to 7k.
@@ -52,7 +58,7 @@ TABLE: tuple[Entry, ...] = (
         _SAMPLES,
         lambda n, k, size: 128 < n <= 2048 if size == 2 else n <= 128,
         "triton",
-        "model, not yet measured: as for one sample, but that a dropped copy in fp32 is made for every sample",
+        "model, not yet measured: CUDA has no kernel there, and dropped copies cost two passes over x for every sample",
     ),
     Entry(
         ("linear_dropout",),
@@ -67,7 +73,7 @@ def choose(op: str, args: tuple[Any, ...]) -> str:
     """Backend of one call on CUDA tensors, from the shapes of its two operands."""
     for entry in TABLE:
         if op in entry.ops:
-            a, b = args[0], args[1]
+            a, b = args[2:4] if op == "multi_sample_cross_entropy_grad" else args[:2]
             n = a.shape[-1] if op.endswith("wgrad") else b.shape[-2]
             k = b.shape[-1]
             if entry.applies(n, k, a.element_size()):
