@@ -9,8 +9,7 @@ from .keys import draw_key, effective_p, fold_in, key, split
 from .ops import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = ["draw_key", "effective_p", "fold_in", "key", "nn", "patch", "split", "use_backend"]
-__all__ += ops.__all__
+__all__ = ["draw_key", "effective_p", "fold_in", "key", "nn", "patch", "split", "use_backend", *ops.__all__]
 
 if _extension.problem is None:
     _registry.install("randfuse")
