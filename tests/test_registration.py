@@ -24,6 +24,7 @@ def turned(*shape):
 
 
 STREAM = (KEY, 0.4, None, 1, 2)
+SAMPLED = (KEY, 0.4, None, 3, 1, 2)
 TENSOR_P = (torch.tensor([3, 4]), 0.0, torch.tensor(0.4, dtype=torch.float64), 0, 0)
 SAMPLES = {
     "dropout": [
@@ -46,6 +47,13 @@ SAMPLES = {
     ],
     "act_dropout": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), None, "relu", *TENSOR_P)],
     "act_dropout_grad": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), x(4, 9), "relu", *TENSOR_P)],
+    "lora_linear": [
+        (x(4, 9), x(5, 9), x(5), x(2, 9), x(5, 2), 1.5, *SAMPLED),
+        (x(2, 2, 9, grad=False), turned(9, 5), None, turned(9, 2), turned(2, 5), 2.0, *TENSOR_P[:3], 0, 0, 0),
+    ],
+    "lora_linear_down": [(x(4, 9), x(2, 9), *SAMPLED), (turned(9, 4), turned(9, 2), *TENSOR_P[:3], 0, 0, 0)],
+    "lora_linear_dgrad": [(x(4, 5), x(5, 9), x(4, 2), x(2, 9), *SAMPLED)],
+    "lora_linear_wgrad": [(x(4, 2), x(4, 9), *SAMPLED), (turned(2, 4), turned(9, 4), *TENSOR_P[:3], 0, 0, 0)],
 }
 
 

@@ -6,8 +6,8 @@
 #include <torch/library.h>
 
 #include "../kernels/cpu/isa.h"
-#include "checks.h"
 #include "dropout.h"
+#include "dropout_linear.h"
 
 #ifdef RANDFUSE_CUDA
 #include "../kernels/cuda/dropout_linear.h"
@@ -19,91 +19,31 @@ namespace {
 
 constexpr int64_t kInputDropout = static_cast<int64_t>(Op::kDropout);
 
-// Widest weight for which masking in registers beats a dropped copy and the library's product,
-// which itself is compiled for more than our product knows; docs/measured.md, "Where dropout_linear
-// stops being narrow". Empty operands are the library's as well.
-bool narrow(const Tensor& x, int64_t n, int64_t k) {
-  const int64_t widest = active_isa() == Isa::kAvx512 ? cpu::kMaxNarrow : 16;
-  return 0 < n && n <= widest && k > 0 && x.scalar_type() != at::kDouble;
-}
-
-// Dropped copy of a matrix, for the products that the library does best.
-Tensor dropped(const Tensor& x, const MaskStream& stream, const Rate& rate) {
-  const Tensor y = at::empty(x.sizes(), x.options());
-  drop_rows_cpu(x, y, stream, rate);
-  return y;
-}
-
 Tensor scratch(const Tensor& like, int64_t rows, int64_t cols) {
   return at::empty({rows, cols}, like.options().dtype(at::kFloat));
 }
 
-template <class T>
-cpu::DropoutLinearArgs<T> arguments(int64_t m, int64_t n, int64_t k, const Tensor& out_,
-                                    const MaskStream& stream, const Rate& rate) {
-  cpu::DropoutLinearArgs<T> a{};
-  a.m = m, a.n = n, a.k = k, a.out = out<T>(out_), a.stream = stream, a.rate = rate;
+template <class T, class Out = T>
+cpu::DropoutLinearArgs<T, Out> arguments(int64_t m, int64_t n, int64_t k, const Tensor& out_,
+                                         const MaskStream& stream, const Rate& rate) {
+  cpu::DropoutLinearArgs<T, Out> a{};
+  a.m = m, a.n = n, a.k = k, a.out = out<Out>(out_), a.stream = stream, a.rate = rate;
   return a;
 }
 
-Tensor forward_narrow(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                      const MaskStream& stream, const Rate& rate) {
-  const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
-  const Tensor y = at::empty({m, n}, x.options()), packed = scratch(x, k, cpu::padded_n(n));
-  const Tensor w = matrix_of(weight), b = bias.has_value() ? bias->contiguous() : Tensor();
+// Calls body(T{}, Out{}) with the types of x and of a result that is float32 or of x's type.
+template <class Body>
+void dispatch_narrow(const Tensor& x, const Tensor& result, const Body& body) {
   dispatch_float(x, [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, double>) {
-      auto a = arguments<T>(m, n, k, y, stream, rate);
-      a.x = in<T>(x), a.x_stride = row_stride(x), a.weight_t = in<float>(packed);
-      a.bias = b.defined() ? in<T>(b) : nullptr;
-      at::parallel_for(0, k, 4096 / n, [&](int64_t begin, int64_t end) {
-        cpu::pack_weight_t(in<T>(w), row_stride(w), n, out<float>(packed), begin, end);
-      });
-      at::parallel_for(0, m, 16,
-                       [&](int64_t begin, int64_t end) { cpu::dropout_linear(a, begin, end); });
+      if (result.scalar_type() == at::kFloat) {
+        body(type, float{});
+      } else {
+        body(type, type);
+      }
     }
   });
-  return y;
-}
-
-Tensor dgrad_narrow(const Tensor& grad, const Tensor& weight, const MaskStream& stream,
-                    const Rate& rate) {
-  const int64_t m = grad.size(0), k = weight.size(1), n = weight.size(0);
-  const Tensor dx = at::empty({m, k}, grad.options()), g = grad.to(at::kFloat).contiguous(),
-               w = matrix_of(weight);
-  const Tensor packed = scratch(grad, n, cpu::padded_k(k, stream.col_offset));
-  dispatch_float(grad, [&](auto type) {
-    using T = decltype(type);
-    if constexpr (!std::is_same_v<T, double>) {
-      auto a = arguments<T>(m, n, k, dx, stream, rate);
-      a.grad = in<float>(g), a.weight = in<float>(packed);
-      at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-        cpu::pack_weight(in<T>(w), row_stride(w), k, stream.col_offset, out<float>(packed), begin,
-                         end);
-      });
-      at::parallel_for(
-          0, m, 16, [&](int64_t begin, int64_t end) { cpu::dropout_linear_dgrad(a, begin, end); });
-    }
-  });
-  return dx;
-}
-
-Tensor wgrad_narrow(const Tensor& grad, const Tensor& x, const MaskStream& stream,
-                    const Rate& rate) {
-  const int64_t m = x.size(0), k = x.size(1), n = grad.size(1);
-  const Tensor dw = at::empty({n, k}, grad.options()), g = grad.to(at::kFloat).contiguous();
-  dispatch_float(grad, [&](auto type) {
-    using T = decltype(type);
-    if constexpr (!std::is_same_v<T, double>) {
-      auto a = arguments<T>(m, n, k, dw, stream, rate);
-      a.grad = in<float>(g), a.x = in<T>(x), a.x_stride = row_stride(x);
-      at::parallel_for(
-          0, cpu::padded_k(k, stream.col_offset) / 64, 1,
-          [&](int64_t begin, int64_t end) { cpu::dropout_linear_wgrad(a, begin, end); });
-    }
-  });
-  return dw;
 }
 
 void check_operands(const char* op, const char* name, const Tensor& grad, const char* other,
@@ -140,7 +80,7 @@ Tensor dropout_linear_cpu(const Tensor& x, const Tensor& weight, const OptionalT
   const NoAutocast no_autocast;
   const Tensor matrix = matrix_of(x);
   const Tensor y = narrow(x, weight.size(0), shape.cols)
-                       ? forward_narrow(matrix, weight, bias, stream, rate)
+                       ? forward_narrow(matrix, weight, bias, stream, rate, x.scalar_type())
                        : at::linear(dropped(matrix, stream, rate), weight, bias);
   return y.view(with_last(x, weight.size(0)));
 }
@@ -157,7 +97,8 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& key, do
   const Tensor matrix = grad.reshape({shape.rows, shape.cols});
   Tensor dx;
   if (narrow(grad, shape.cols, weight.size(1))) {
-    dx = dgrad_narrow(matrix, weight, stream, rate);
+    dx = at::empty({shape.rows, weight.size(1)}, grad.options());
+    dgrad_narrow(matrix, weight, dx, false, stream, rate);
   } else {
     dx = at::mm(matrix, weight).contiguous();
     drop_rows_cpu(dx, dx, stream, rate);  // in place: one pass over what the product just wrote
@@ -175,11 +116,80 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& key, double 
   const Rate rate = cpu_rate(op, p, p_tensor);
   const NoAutocast no_autocast;
   const Tensor g = grad.reshape({outer.rows, outer.cols}), matrix = matrix_of(x);
-  if (narrow(grad, outer.cols, shape.cols)) return wgrad_narrow(g, matrix, stream, rate);
+  if (narrow(grad, outer.cols, shape.cols)) {
+    return wgrad_narrow(g, matrix, stream, rate, grad.scalar_type());
+  }
   return at::mm(g.t(), dropped(matrix, stream, rate)).contiguous();
 }
 
 }  // namespace
+
+bool narrow(const Tensor& x, int64_t n, int64_t k) {
+  const int64_t widest = active_isa() == Isa::kAvx512 ? cpu::kMaxNarrow : 16;
+  return 0 < n && n <= widest && k > 0 && x.scalar_type() != at::kDouble;
+}
+
+Tensor dropped(const Tensor& x, const MaskStream& stream, const Rate& rate) {
+  const Tensor y = at::empty(x.sizes(), x.options());
+  drop_rows_cpu(x, y, stream, rate);
+  return y;
+}
+
+Tensor forward_narrow(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                      const MaskStream& stream, const Rate& rate, at::ScalarType dtype) {
+  const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
+  const Tensor y = at::empty({m, n}, x.options().dtype(dtype)),
+               packed = scratch(x, k, cpu::padded_n(n)), w = matrix_of(weight),
+               b = bias.has_value() ? bias->contiguous() : Tensor();
+  dispatch_narrow(w, packed, [&](auto type, auto) {
+    at::parallel_for(0, k, 4096 / n, [&](int64_t begin, int64_t end) {
+      cpu::pack_weight_t(in<decltype(type)>(w), row_stride(w), n, out<float>(packed), begin, end);
+    });
+  });
+  dispatch_narrow(x, y, [&](auto type, auto result) {
+    using T = decltype(type);
+    auto a = arguments<T, decltype(result)>(m, n, k, y, stream, rate);
+    a.x = in<T>(x), a.x_stride = row_stride(x), a.weight_t = in<float>(packed);
+    a.bias = b.defined() ? in<T>(b) : nullptr;
+    at::parallel_for(0, m, 16,
+                     [&](int64_t begin, int64_t end) { cpu::dropout_linear(a, begin, end); });
+  });
+  return y;
+}
+
+void dgrad_narrow(const Tensor& grad, const Tensor& weight, const Tensor& dx, bool accumulate,
+                  const MaskStream& stream, const Rate& rate) {
+  const int64_t m = grad.size(0), k = weight.size(1), n = weight.size(0);
+  const Tensor g = grad.to(at::kFloat).contiguous(), w = matrix_of(weight),
+               packed = scratch(grad, n, cpu::padded_k(k, stream.col_offset));
+  dispatch_narrow(w, packed, [&](auto type, auto) {
+    at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      cpu::pack_weight(in<decltype(type)>(w), row_stride(w), k, stream.col_offset,
+                       out<float>(packed), begin, end);
+    });
+  });
+  dispatch_narrow(dx, packed, [&](auto type, auto) {
+    auto a = arguments<decltype(type)>(m, n, k, dx, stream, rate);
+    a.grad = in<float>(g), a.weight = in<float>(packed), a.accumulate = accumulate;
+    at::parallel_for(0, m, 16,
+                     [&](int64_t begin, int64_t end) { cpu::dropout_linear_dgrad(a, begin, end); });
+  });
+}
+
+Tensor wgrad_narrow(const Tensor& grad, const Tensor& x, const MaskStream& stream, const Rate& rate,
+                    at::ScalarType dtype) {
+  const int64_t m = x.size(0), k = x.size(1), n = grad.size(1);
+  const Tensor dw = at::empty({n, k}, x.options().dtype(dtype)),
+               g = grad.to(at::kFloat).contiguous();
+  dispatch_narrow(x, dw, [&](auto type, auto result) {
+    using T = decltype(type);
+    auto a = arguments<T, decltype(result)>(m, n, k, dw, stream, rate);
+    a.grad = in<float>(g), a.x = in<T>(x), a.x_stride = row_stride(x);
+    at::parallel_for(0, cpu::padded_k(k, stream.col_offset) / 64, 1,
+                     [&](int64_t begin, int64_t end) { cpu::dropout_linear_wgrad(a, begin, end); });
+  });
+  return dw;
+}
 
 TORCH_LIBRARY_FRAGMENT(randfuse, m) {
   m.def(

@@ -6,7 +6,7 @@ Every decision is a pure function of (key, op, coordinates), the same on CPU, CU
 from . import _extension, _registry
 from ._backends import use_backend
 from .keys import draw_key, effective_p, fold_in, key, split
-from .ops import dropout, dropout_linear, dropout_mask, linear_dropout
+from .ops import dropout, dropout_linear, dropout_mask, linear_dropout, lora_ensemble, lora_linear
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "fold_in",
     "key",
     "linear_dropout",
+    "lora_ensemble",
+    "lora_linear",
     "nn",
     "split",
     "use_backend",

@@ -40,9 +40,9 @@ void pack_weight(const T* weight, int64_t weight_stride, int64_t k, int64_t col_
   }
 }
 
-template <class T>
-void dropout_linear(const DropoutLinearArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  RF_DISPATCH(dropout_linear<T>)(args, row_begin, row_end);
+template <class T, class Out>
+void dropout_linear(const DropoutLinearArgs<T, Out>& args, int64_t row_begin, int64_t row_end) {
+  RF_DISPATCH(dropout_linear<T, Out>)(args, row_begin, row_end);
 }
 
 template <class T>
@@ -50,21 +50,29 @@ void dropout_linear_dgrad(const DropoutLinearArgs<T>& args, int64_t row_begin, i
   RF_DISPATCH(dropout_linear_dgrad<T>)(args, row_begin, row_end);
 }
 
-template <class T>
-void dropout_linear_wgrad(const DropoutLinearArgs<T>& args, int64_t group_begin,
+template <class T, class Out>
+void dropout_linear_wgrad(const DropoutLinearArgs<T, Out>& args, int64_t group_begin,
                           int64_t group_end) {
-  RF_DISPATCH(dropout_linear_wgrad<T>)(args, group_begin, group_end);
+  RF_DISPATCH(dropout_linear_wgrad<T, Out>)(args, group_begin, group_end);
 }
 
 #define RF_INSTANTIATE(T)                                                                   \
   template void pack_weight_t(const T*, int64_t, int64_t, float*, int64_t, int64_t);        \
   template void pack_weight(const T*, int64_t, int64_t, int64_t, float*, int64_t, int64_t); \
-  template void dropout_linear(const DropoutLinearArgs<T>&, int64_t, int64_t);              \
-  template void dropout_linear_dgrad(const DropoutLinearArgs<T>&, int64_t, int64_t);        \
-  template void dropout_linear_wgrad(const DropoutLinearArgs<T>&, int64_t, int64_t);
+  template void dropout_linear_dgrad(const DropoutLinearArgs<T>&, int64_t, int64_t);
 RF_INSTANTIATE(float)
 RF_INSTANTIATE(half_t)
 RF_INSTANTIATE(bfloat16_t)
+#undef RF_INSTANTIATE
+
+#define RF_INSTANTIATE(...)                                                           \
+  template void dropout_linear(const DropoutLinearArgs<__VA_ARGS__>&, int64_t, int64_t); \
+  template void dropout_linear_wgrad(const DropoutLinearArgs<__VA_ARGS__>&, int64_t, int64_t);
+RF_INSTANTIATE(float)
+RF_INSTANTIATE(half_t)
+RF_INSTANTIATE(bfloat16_t)
+RF_INSTANTIATE(half_t, float)
+RF_INSTANTIATE(bfloat16_t, float)
 #undef RF_INSTANTIATE
 
 }  // namespace randfuse::cpu

@@ -10,7 +10,9 @@
 //
 // Operands that are read again and again are float32 and padded (pack_* below); sums run over 64
 // elements in registers and over those partial sums in order, whatever the thread count, so results
-// are deterministic and err less than one long chain.
+// are deterministic and err less than one long chain. lora_linear uses the same products with Out =
+// float, which keeps everything of the size of its rank in float32, and with dX added to what is
+// there.
 #pragma once
 #include <cstdint>
 
@@ -21,7 +23,7 @@ namespace randfuse::cpu {
 
 constexpr int64_t kMaxNarrow = 128;
 
-template <class T>
+template <class T, class Out = T>
 struct DropoutLinearArgs {
   int64_t m, n, k;
   const T* x;             // (m, k); forward and wgrad
@@ -30,7 +32,8 @@ struct DropoutLinearArgs {
   const float* weight;    // from pack_weight; dgrad
   const float* grad;      // (m, n), contiguous; dgrad and wgrad
   const T* bias;          // (n,) or null; forward
-  T* out;                 // (m, n), (m, k) or (n, k), row-major
+  Out* out;               // (m, n), (m, k) or (n, k), row-major
+  bool accumulate;        // dgrad: add to out
   MaskStream stream;
   Rate rate;
 };
@@ -49,11 +52,12 @@ void pack_weight(const T* weight, int64_t weight_stride, int64_t k, int64_t col_
                  float* packed, int64_t n_begin, int64_t n_end);
 
 // Ranges: rows of X for forward and dgrad, 64-column groups of one row (padded_k / 64) for wgrad.
-template <class T>  // float, half_t, bfloat16_t
-void dropout_linear(const DropoutLinearArgs<T>& args, int64_t row_begin, int64_t row_end);
+template <class T, class Out>  // T float, half_t, bfloat16_t; Out T or float
+void dropout_linear(const DropoutLinearArgs<T, Out>& args, int64_t row_begin, int64_t row_end);
 template <class T>
 void dropout_linear_dgrad(const DropoutLinearArgs<T>& args, int64_t row_begin, int64_t row_end);
-template <class T>
-void dropout_linear_wgrad(const DropoutLinearArgs<T>& args, int64_t group_begin, int64_t group_end);
+template <class T, class Out>
+void dropout_linear_wgrad(const DropoutLinearArgs<T, Out>& args, int64_t group_begin,
+                          int64_t group_end);
 
 }  // namespace randfuse::cpu

@@ -49,8 +49,8 @@ inline void product(const float* a, int64_t a_row, int64_t a_step, const float* 
 
 // tile (kTile, kGroup) = mask(X) of rows [r0, r0 + rows) in group g, unscaled, zeros below the last
 // row.
-template <class T>
-inline void mask_tile(const cpu::DropoutLinearArgs<T>& a, const Row* row, int64_t r0, int64_t rows,
+template <class T, class Out>
+inline void mask_tile(const cpu::DropoutLinearArgs<T, Out>& a, const Row* row, int64_t r0, int64_t rows,
                       int64_t g, const Span& span, float* tile) {
   for (int64_t r = 0; r < rows; ++r) {
     const Keep keep = keep_group(row[r], a.stream.col_offset, g, a.rate.threshold);
@@ -68,8 +68,8 @@ inline void mask_tile(const cpu::DropoutLinearArgs<T>& a, const Row* row, int64_
   if (rows < kTile) std::memset(tile + rows * kGroup, 0, (kTile - rows) * kGroup * sizeof(float));
 }
 
-template <class T>
-void dropout_linear(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int64_t end) {
+template <class T, class Out>
+void dropout_linear(const cpu::DropoutLinearArgs<T, Out>& a, int64_t begin, int64_t end) {
   alignas(64) float tile[kTile * kGroup];           // (rows, columns of x)
   alignas(64) float sums[kTile * cpu::kMaxNarrow];  // (rows, columns of y)
   const int64_t groups = groups_per_row(a.k, a.stream.col_offset), width = cpu::padded_n(a.n);
@@ -103,10 +103,10 @@ void dropout_linear(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int64_t e
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      T* y = a.out + (r0 + r) * a.n;
+      Out* y = a.out + (r0 + r) * a.n;
       for (int64_t n = 0; n < a.n; ++n) {
         const float bias = a.bias ? to_float(a.bias[n]) : 0.0f;
-        y[n] = from_float<T>(sums[r * width + n] * scale + bias);
+        y[n] = from_float<Out>(sums[r * width + n] * scale + bias);
       }
     }
   }
@@ -141,11 +141,15 @@ void dropout_linear_dgrad(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int
       for (int64_t r = 0; r < rows; ++r) {
         const Keep keep = keep_group(row[r], a.stream.col_offset, g, a.rate.threshold);
         T* dx = a.out + (r0 + r) * a.k + span.start;
-        T ragged[kGroup];
+        T ragged[kGroup] = {};
         T* to = span.n == kGroup ? dx : ragged;
+        if (a.accumulate && span.n != kGroup) {
+          std::memcpy(ragged + span.skip, dx + span.skip, span.n * sizeof(T));
+        }
 #pragma GCC unroll 16
         for (int v = 0; v < kGroup / kF32; ++v) {
-          store(to + v * kF32, kept(keep, v, mul(load(tile + r * kGroup + v * kF32), scale)));
+          const F32 sum = kept(keep, v, mul(load(tile + r * kGroup + v * kF32), scale));
+          store(to + v * kF32, a.accumulate ? add(load(to + v * kF32), sum) : sum);
         }
         if (span.n != kGroup) std::memcpy(dx + span.skip, ragged + span.skip, span.n * sizeof(T));
       }
@@ -153,8 +157,8 @@ void dropout_linear_dgrad(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int
   }
 }
 
-template <class T>
-void dropout_linear_wgrad(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int64_t end) {
+template <class T, class Out>
+void dropout_linear_wgrad(const cpu::DropoutLinearArgs<T, Out>& a, int64_t begin, int64_t end) {
   alignas(64) float tile[kTile * kGroup];            // (rows, columns of x)
   alignas(64) float sums[cpu::kMaxNarrow * kGroup];  // (n, columns of x)
   const float scale = static_cast<float>(a.rate.scale);
@@ -181,9 +185,9 @@ void dropout_linear_wgrad(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int
       }
     }
     for (int64_t n = 0; n < a.n; ++n) {
-      T* dw = a.out + n * a.k + span.start;
+      Out* dw = a.out + n * a.k + span.start;
       for (int l = span.skip; l < span.skip + span.n; ++l)
-        dw[l] = from_float<T>(sums[n * kGroup + l] * scale);
+        dw[l] = from_float<Out>(sums[n * kGroup + l] * scale);
     }
   }
 }

@@ -14,12 +14,12 @@ const char* isa_name(Isa isa);
 
 }  // namespace randfuse
 
-// Calls fn of the active variant: RF_DISPATCH(dropout)(args, begin, end).
+// Calls fn of the active variant: RF_DISPATCH(dropout)(args, begin, end); fn may hold commas.
 #if defined(__x86_64__)
-#define RF_DISPATCH(fn)                                                          \
-  (::randfuse::active_isa() == ::randfuse::Isa::kAvx512 ? ::randfuse::avx512::fn \
-   : ::randfuse::active_isa() == ::randfuse::Isa::kAvx2 ? ::randfuse::avx2::fn   \
-                                                        : ::randfuse::baseline::fn)
+#define RF_DISPATCH(...)                                                                   \
+  (::randfuse::active_isa() == ::randfuse::Isa::kAvx512 ? ::randfuse::avx512::__VA_ARGS__ \
+   : ::randfuse::active_isa() == ::randfuse::Isa::kAvx2 ? ::randfuse::avx2::__VA_ARGS__   \
+                                                        : ::randfuse::baseline::__VA_ARGS__)
 #else
-#define RF_DISPATCH(fn) (::randfuse::baseline::fn)
+#define RF_DISPATCH(...) (::randfuse::baseline::__VA_ARGS__)
 #endif

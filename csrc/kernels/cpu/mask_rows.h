@@ -16,6 +16,11 @@ inline Row stream_row(const MaskStream& m, int64_t r) {
 // Decisions of the g-th group of a row.
 inline Keep keep_group(const Row& row, int64_t col_offset, int64_t g, uint32_t threshold) {
   if (threshold == kDropAll) return Keep{};  // 17 bits: does not fit the 16-bit comparison
+  if (threshold == 0) {                      // draws nothing
+    Keep all_kept;
+    std::memset(&all_kept, 0xFF, sizeof all_kept);
+    return all_kept;
+  }
   return keep64(row, static_cast<uint32_t>((col_offset / kGroup + g) * (kGroup / kMaskLanes)),
                 threshold);
 }

@@ -3,5 +3,6 @@
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
 from .linear_dropout import linear_dropout
+from .lora_linear import lora_ensemble, lora_linear
 
-__all__ = ["dropout", "dropout_linear", "dropout_mask", "linear_dropout"]
+__all__ = ["dropout", "dropout_linear", "dropout_mask", "linear_dropout", "lora_ensemble", "lora_linear"]

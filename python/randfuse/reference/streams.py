@@ -10,6 +10,7 @@ from torch import Tensor
 
 VERSION = 1
 DROPOUT, OUTPUT_DROPOUT = 1, 2  # op ids; the full table is in docs/streams.md
+STRUCTURED = 4
 MASK_ROUNDS, WORD_ROUNDS = 7, 10
 _LOW = 0xFFFFFFFF
 
