@@ -2,8 +2,8 @@
 
 from randfuse import _registry
 
-from . import dropout, dropout_linear, launch, linear_dropout
+from . import dropout, dropout_linear, launch, linear_dropout, lora_linear
 
-__all__ = ["dropout", "dropout_linear", "linear_dropout"]
+__all__ = ["dropout", "dropout_linear", "linear_dropout", "lora_linear"]
 
 _registry.install(launch.NAMESPACE)

@@ -62,13 +62,14 @@ Tensor down(const Tensor& x, const Tensor& a, const MaskStream& stream, const Ra
 // y += D(s b), s (rows, r) wide, b (r, cols); with threshold 0, y += scale s b.
 void add_up(const Tensor& y, const Tensor& s, const Tensor& b, const MaskStream& stream,
             const Rate& rate) {
-  if (narrow(y, b.size(0), b.size(1))) return dgrad_narrow(s, b, y, true, stream, rate);
-  const Tensor update = at::mm(s, b.to(s.scalar_type()));
-  if (rate.threshold == 0) {
-    y.add_(update, rate.scale);
+  if (rate.threshold == 0 && y.scalar_type() == s.scalar_type()) {
+    y.addmm_(s, b.to(s.scalar_type()), 1, rate.scale);
+  } else if (narrow(y, b.size(0), b.size(1))) {
+    dgrad_narrow(s, b, y, true, stream, rate);
   } else {
-    drop_rows_cpu(update, update, stream, rate);
-    y.add_(update);
+    const Tensor update = at::mm(s, b.to(s.scalar_type()));
+    if (rate.threshold != 0) drop_rows_cpu(update, update, stream, rate);
+    y.add_(update, rate.threshold == 0 ? rate.scale : 1.0);
   }
 }
 
