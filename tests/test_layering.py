@@ -33,9 +33,15 @@ def source_files(*suffixes: str, under: str = "") -> list[Path]:
     return [p for p in files if not skip & {part.split("-")[0] for part in p.relative_to(ROOT).parts}]
 
 
+# Rooms that an op has no file in, by design.
+COMPOSED_OF = {"lora_linear": "dropout_linear"}  # its CPU kernels are those of the other; Triton is its GPU backend
+ABSENT = {op: ("csrc/kernels/", "csrc/tests/") for op in COMPOSED_OF}
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_one_op_one_name_in_every_room(op):
-    missing = [room.format(op=op) for room in ROOMS if not (ROOT / room.format(op=op)).exists()]
+    rooms = [room.format(op=op) for room in ROOMS if not room.startswith(ABSENT.get(op, ()))]
+    missing = [room for room in rooms if not (ROOT / room).exists()]
     assert not missing, f"{op} has no file in: {missing}"
 
 

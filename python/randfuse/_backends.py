@@ -98,6 +98,8 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
         backend == "triton" and device == "cpu" and not _interpreting()
     ):
         raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
+    if backend == "cuda" and op in _table.TRITON_ONLY:
+        raise ValueError(f"{op}: backend must be 'triton' or 'reference' on a GPU, got 'cuda': it has Triton kernels only")
     if backend == "triton":
         _triton()
     kernels = "randfuse_triton" if backend == "triton" else "randfuse"
@@ -115,7 +117,8 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
         raise ValueError(f"{op}: tensors must be on the CPU or a CUDA device, got {device}")
     if _extension.has_cuda and _HAS_TRITON:
         return _table.choose(op, args)
-    return "cuda" if _extension.has_cuda else "triton" if _HAS_TRITON else "reference"
+    has_cuda = _extension.has_cuda and op not in _table.TRITON_ONLY
+    return "cuda" if has_cuda else "triton" if _HAS_TRITON else "reference"
 
 
 def _triton() -> None:

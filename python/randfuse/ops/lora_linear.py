@@ -144,28 +144,29 @@ def lora_ensemble(
         raise ValueError(f"{op}: num_samples must be a positive int, got {num_samples}")
     _checks.probability(op, p, lora_a.device)
     _checks.key_tensor(op, key, 1, lora_a.device)
-    pairs = [drop_factors(lora_a, lora_b, p, k) for k in keys.split(key.reshape(()), num_samples).unbind()]
-    return torch.cat([a for a, _ in pairs]), torch.cat([b / num_samples for _, b in pairs], 1)
+    (r, k), n = lora_a.shape, lora_b.shape[0]
+    a, b = drop_factors(lora_a, lora_b, p, keys.split(key.reshape(()), num_samples))
+    return a.reshape(num_samples * r, k), (b / num_samples).movedim(0, 1).reshape(n, num_samples * r)
 
 
 def drop_factors(
     lora_a: Tensor, lora_b: Tensor, p: float | Tensor, key: Tensor, col_offset: int = 0, sample: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """lora_a with dropped columns and lora_b with dropped rows, each scaled by 1/(1 - effective_p)."""
+    """For keys (…): lora_a (…, r, K) with dropped columns, lora_b (…, N, r) with dropped rows, the rest scaled."""
     key = keys.fold_in(key, sample) if sample else key
     t = streams.threshold(p.to(key.device) if isinstance(p, Tensor) else p)
-    scale = torch.as_tensor(streams.scale(t), dtype=torch.promote_types(lora_a.dtype, torch.float32)).to(key.device)
+    scale = torch.as_tensor(streams.scale(t), dtype=_wide(lora_a)).to(key.device)
+    rounds = streams.WORD_ROUNDS
 
     def keep(role: int, first: int, size: int) -> Tensor:
         place = torch.arange(first, first + size, device=key.device)
-        origin = torch.zeros((), dtype=torch.int64, device=key.device)
-        rounds = streams.WORD_ROUNDS
-        lane = streams.lanes(key, origin, place, op=streams.STRUCTURED, width=32, rounds=rounds, sample=role)
+        row = torch.zeros_like(key)
+        lane = streams.lanes(key, row, place, op=streams.STRUCTURED, width=32, rounds=rounds, sample=role)
         return lane >= t * 65536  # the high half of the lane decides: effective_p is that of every other mask
 
-    a = torch.where(keep(A_COLUMNS, col_offset, lora_a.shape[1]), lora_a * scale, 0).to(lora_a.dtype)
-    b = torch.where(keep(B_ROWS, 0, lora_b.shape[0]).unsqueeze(1), lora_b * scale, 0).to(lora_b.dtype)
-    return a, b
+    a = torch.where(keep(A_COLUMNS, col_offset, lora_a.shape[1]).unsqueeze(-2), lora_a * scale, 0)
+    b = torch.where(keep(B_ROWS, 0, lora_b.shape[0]).unsqueeze(-1), lora_b * scale, 0)
+    return a.to(lora_a.dtype), b.to(lora_b.dtype)
 
 
 def _factor_arguments(op: str, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> None:
