@@ -449,7 +449,7 @@ def samples(device):
         "linear_dropout": (x, w, b, r, "gelu", True, *stream),
         "act_dropout": (g, r, "gelu", *stream),
         "act_dropout_grad": (g, r, "gelu", *stream),
-        "lora_linear": (x, w, b, w[:2], x.T[:7, :2], 1.5, *sampled),
+        "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
         "lora_linear_down": (x, w[:2], *sampled),
         "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),
         "lora_linear_wgrad": (g[:, :2], x, *sampled),
