@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import randfuse
@@ -13,6 +15,7 @@ from randfuse import _extension
 from randfuse._backends import call
 from randfuse.reference import streams
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 needs_extension = pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
@@ -20,7 +23,15 @@ needs_extension = pytest.mark.skipif(_extension.problem is not None, reason=str(
 DTYPES = [(t, t) for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)]
 DTYPES += [(torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
 # (M, K, N, r): single element, ragged, narrow rank, wide rank on a narrow and on a wide layer, empty
-SHAPES = [(1, 1, 1, 1), (3, 7, 5, 2), (17, 200, 33, 16), (33, 130, 140, 4), (9, 64, 150, 129), (0, 5, 3, 2), (5, 3, 0, 2)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 7, 5, 2),
+    (17, 200, 33, 16),
+    (33, 130, 140, 4),
+    (9, 64, 150, 129),
+    (0, 5, 3, 2),
+    (5, 3, 0, 2),
+]
 
 
 def operands(m, k, n, r, dtype=torch.float32, factors=None, device="cpu"):
@@ -154,7 +165,7 @@ def test_saved_are_x_the_weights_and_rank_sized_numbers(dtype):
 
 @needs_extension
 def test_threads_never_change_a_bit():
-    x, weight, bias, a, b, grad = operands(100, 300, 90, 16)
+    x, _, _, a, _, _ = operands(100, 300, 90, 16)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -294,6 +305,70 @@ def test_vmap_over_operands_and_gradients(in_dims):
         one = [t if d is None else t[i] for t, d in zip(batched, in_dims, strict=True)]
         for g, e in zip(got, run(keys[i], *one), strict=True):
             torch.testing.assert_close(g[i], e, rtol=1e-4, atol=1e-2)
+
+
+# --- the layer -----------------------------------------------------------------------------------------------------
+
+
+def layer(**kwargs):
+    made = randfuse.nn.LoRALinear(20, 7, r=3, lora_alpha=6, **kwargs)
+    nn.init.normal_(made.lora_B.weight)
+    return made
+
+
+def test_layer_starts_as_the_linear_that_it_wraps():
+    linear, x = nn.Linear(20, 7), torch.randn(5, 20)
+    wrapped = randfuse.nn.LoRALinear.from_linear(linear, r=3, p=0.5)
+    torch.testing.assert_close(wrapped(x), linear(x))
+    assert wrapped.weight is linear.weight
+    assert {n for n, p in wrapped.named_parameters() if p.requires_grad} == {"lora_A.weight", "lora_B.weight"}
+    fresh = layer()
+    assert fresh.load_state_dict(linear.state_dict(), strict=False).missing_keys == ["lora_A.weight", "lora_B.weight"]
+    assert "r=3, scaling=2, drop=input" in repr(fresh)
+    assert layer(use_rslora=True).scaling == pytest.approx(6 / 3**0.5)
+
+
+@pytest.mark.parametrize("drop", ["input", "factors"])
+def test_layer_draws_a_key_or_takes_one(drop):
+    made, x = layer(p=0.5, drop=drop), torch.randn(5, 20)
+    assert not torch.equal(made(x), made(x))
+    key = randfuse.key(1)
+    factors = made.lora_A.weight, made.lora_B.weight
+    expected = randfuse.lora_linear(x, made.weight, made.bias, *factors, 2.0, 0.5, drop=drop, key=key)
+    for twin in (made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert_bitwise_equal(twin(x, key=key), expected)
+    schedule = randfuse.nn.DropoutSchedule(nn.Sequential(made), p=0.5, steps=1)
+    schedule.step()
+    torch.testing.assert_close(made(x), made.eval()(x), msg="the schedule has ended: p is 0")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_merges_and_unmerges(dtype):
+    made, x = layer(p=0.9, dtype=dtype, adapter_dtype=torch.float32).eval(), torch.randn(5, 20, dtype=dtype)
+    before, weight, tolerance = made(x), made.weight.clone(), 1e-5 if dtype == torch.float32 else 0.1
+    made.merge().merge()
+    assert_bitwise_equal(made.train()(x), F.linear(x, made.weight, made.bias))
+    torch.testing.assert_close(made(x), before, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(made.unmerge().unmerge().weight, weight, rtol=tolerance, atol=tolerance)
+
+
+def test_layer_errors():
+    with pytest.raises(ValueError, match="^LoRALinear: r must be a positive int, got 0"):
+        randfuse.nn.LoRALinear(4, 4, r=0)
+    with pytest.raises(ValueError, match="^LoRALinear: drop must be 'input' or 'factors', got 'rank'"):
+        layer(drop="rank")
+    with pytest.raises(ValueError, match=r"^LoRALinear: p must be in \[0, 1\], got 2"):
+        layer(p=2)
+    made = layer()
+    a, b = torch.ones(3, 20), torch.ones(7, 3)
+    with pytest.raises(KeyError, match=r"LoRALinear: state must have one q\.lora_B\[\.adapter\]\.weight, got \[\]"):
+        made.load_adapter({"q.lora_A.weight": a}, prefix="q.")
+    with pytest.raises(KeyError, match="must have one lora_A"):
+        made.load_adapter({"lora_A.one.weight": a, "lora_A.two.weight": a, "lora_B.one.weight": b})
+    with pytest.raises(ValueError, match=r"lora_A.weight must have shape of lora_A = \(3, 20\), got \(3, 9\)"):
+        made.load_adapter({"lora_A.weight": a[:, :9], "lora_B.weight": b})
+    with pytest.raises(RuntimeError, match="load_adapter must be called on an unmerged layer"):
+        made.merge().load_adapter({"lora_A.weight": a, "lora_B.weight": b})
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

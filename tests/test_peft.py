@@ -16,14 +16,10 @@ transformers = pytest.importorskip("transformers", reason="pip install randfuse[
 integration = pytest.importorskip("randfuse.integrations.peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other packages, about each other
 
-LLAMA = dict(
-    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64,
-)  # fmt: skip
-BERT = dict(
-    vocab_size=101, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-)  # fmt: skip
+TINY = {"vocab_size": 101, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+LLAMA = {**TINY, "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}
+OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # BERT's other dropouts
+BERT = {**TINY, **OFF, "hidden_size": 48, "intermediate_size": 64}
 
 
 def llama(**lora):
@@ -285,4 +281,6 @@ def test_layer_takes_an_adapter_of_a_peft_checkpoint(tmp_path):
     torch.testing.assert_close(layer(x), source(x))
     in_memory = randfuse.nn.LoRALinear.from_linear(source.base_layer, r=4, lora_alpha=8).eval()
     in_memory.load_adapter(source.state_dict())
-    torch.testing.assert_close(in_memory(x), F.linear(x, layer.weight) + 2 * x @ layer.lora_A.T @ layer.lora_B.T)
+    torch.testing.assert_close(
+        in_memory(x), F.linear(x, layer.weight) + 2 * x @ layer.lora_A.weight.T @ layer.lora_B.weight.T
+    )

@@ -74,9 +74,7 @@ def lora_linear_dgrad(grad, weight, ds, lora_a, key, p, p_tensor, sample, row_of
     K = weight.shape[1]
     a = _factor("lora_linear_dgrad", "lora_a", lora_a, grad, (ds.shape[-1], K), "(r, K)")
     base, s = launch.unit_stride_matrix(grad) @ weight, launch.unit_stride_matrix(ds.to(grad.dtype))
-    stream = launch.stream(
-        "lora_linear_dgrad", key, base.shape, p, p_tensor, row_offset, col_offset, sample, like=grad
-    )
+    stream = launch.stream("lora_linear_dgrad", key, base.shape, p, p_tensor, row_offset, col_offset, sample, like=grad)
     if _undropped(p, p_tensor):
         base.addmm_(s, a)
     elif base.numel() != 0:

@@ -1,8 +1,8 @@
 """`lora_linear`: y = x Wᵀ + scaling D(x) Aᵀ Bᵀ with W frozen, as in fine-tuning. The floor is the same without dropout.
 
-Beside the base product the least traffic is one read of x and, in place, nothing of y; backward reads the gradient for B,
-x again for A, and adds to dx in place. With N = 4096 the base product takes nearly all of the time; N = 256 shows the
-adapter.
+Beside the base product the least traffic is one read of x and, in place, nothing of y; backward reads the gradient for
+B, x again for A, and adds to dx in place. With N = 4096 the base product takes nearly all of the time; N = 256 shows
+the adapter.
 """
 
 from __future__ import annotations

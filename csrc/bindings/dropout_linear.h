@@ -5,9 +5,10 @@
 
 namespace randfuse {
 
-// Whether a product with a weight (n, k) is for the narrow kernels: masking in registers then beats a
-// dropped copy and the library's product, which itself is compiled for more than our product knows;
-// docs/measured.md, "Where dropout_linear stops being narrow". Empty operands are the library's.
+// Whether a product with a weight (n, k) is for the narrow kernels: masking in registers then beats
+// a dropped copy and the library's product, which itself is compiled for more than our product
+// knows; docs/measured.md, "Where dropout_linear stops being narrow". Empty operands are the
+// library's.
 bool narrow(const Tensor& x, int64_t n, int64_t k);
 
 // Dropped copy of a matrix, for the products that the library does best.

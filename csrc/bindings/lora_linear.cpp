@@ -121,8 +121,8 @@ Tensor dgrad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& ds, con
   check_wide(op, "ds", ds, grad);
   check_like(op, "weight", weight, grad);
   TORCH_CHECK_VALUE(grad.dim() >= 1 && weight.dim() == 2 && weight.size(0) == grad.size(-1), op,
-                    ": weight must have shape (N, K) with grad (…, N), got ", weight.sizes(), " and ",
-                    grad.sizes());
+                    ": weight must have shape (N, K) with grad (…, N), got ", weight.sizes(),
+                    " and ", grad.sizes());
   const int64_t k = weight.size(1);
   check_factor(op, "lora_a", lora_a, grad, ds.size(-1), k, "(r, K)");
   const Rows shape = rows_of(grad), inner = rows_of(ds);

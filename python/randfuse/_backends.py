@@ -99,7 +99,7 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
     ):
         raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
     if backend == "cuda" and op in _table.TRITON_ONLY:
-        raise ValueError(f"{op}: backend must be 'triton' or 'reference' on a GPU, got 'cuda': it has Triton kernels only")
+        raise ValueError(f"{op}: backend must be 'triton' or 'reference' on a GPU, got 'cuda'")
     if backend == "triton":
         _triton()
     kernels = "randfuse_triton" if backend == "triton" else "randfuse"
@@ -115,10 +115,11 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
         return "reference" if _extension.problem else "meta"
     if device != "cuda":
         raise ValueError(f"{op}: tensors must be on the CPU or a CUDA device, got {device}")
+    if op in _table.TRITON_ONLY:
+        return "triton" if _HAS_TRITON else "reference"
     if _extension.has_cuda and _HAS_TRITON:
         return _table.choose(op, args)
-    has_cuda = _extension.has_cuda and op not in _table.TRITON_ONLY
-    return "cuda" if has_cuda else "triton" if _HAS_TRITON else "reference"
+    return "cuda" if _extension.has_cuda else "triton" if _HAS_TRITON else "reference"
 
 
 def _triton() -> None:

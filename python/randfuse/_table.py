@@ -18,8 +18,8 @@ class Entry(NamedTuple):
 
 
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
-# On GPUs these have Triton kernels only.
-TRITON_ONLY = frozenset(("lora_linear", "lora_linear_down", "lora_linear_dgrad", "lora_linear_wgrad"))
+# On GPUs these exist in Triton and in the reference only.
+TRITON_ONLY = frozenset({"lora_linear", "lora_linear_dgrad", "lora_linear_down", "lora_linear_wgrad"})
 
 # Models: a read and a write of x beside a bf16 GEMM cost 367/N of it (4.3 TB/s against 790 TFLOP/s), of y 367/K; a
 # prologue or epilogue inside the GEMM is taken to cost 5 to 15 %, which puts the crossover at 2.4k to 7k.
@@ -47,8 +47,6 @@ TABLE: tuple[Entry, ...] = (
 
 def choose(op: str, args: tuple[Any, ...]) -> str:
     """Backend of one call on CUDA tensors, from the shapes of its two operands."""
-    if op in TRITON_ONLY:
-        return "triton"
     for entry in TABLE:
         if op in entry.ops:
             a, b = args[0], args[1]

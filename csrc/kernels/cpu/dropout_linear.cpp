@@ -65,7 +65,7 @@ RF_INSTANTIATE(half_t)
 RF_INSTANTIATE(bfloat16_t)
 #undef RF_INSTANTIATE
 
-#define RF_INSTANTIATE(...)                                                           \
+#define RF_INSTANTIATE(...)                                                              \
   template void dropout_linear(const DropoutLinearArgs<__VA_ARGS__>&, int64_t, int64_t); \
   template void dropout_linear_wgrad(const DropoutLinearArgs<__VA_ARGS__>&, int64_t, int64_t);
 RF_INSTANTIATE(float)

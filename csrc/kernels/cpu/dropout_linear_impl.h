@@ -50,8 +50,8 @@ inline void product(const float* a, int64_t a_row, int64_t a_step, const float* 
 // tile (kTile, kGroup) = mask(X) of rows [r0, r0 + rows) in group g, unscaled, zeros below the last
 // row.
 template <class T, class Out>
-inline void mask_tile(const cpu::DropoutLinearArgs<T, Out>& a, const Row* row, int64_t r0, int64_t rows,
-                      int64_t g, const Span& span, float* tile) {
+inline void mask_tile(const cpu::DropoutLinearArgs<T, Out>& a, const Row* row, int64_t r0,
+                      int64_t rows, int64_t g, const Span& span, float* tile) {
   for (int64_t r = 0; r < rows; ++r) {
     const Keep keep = keep_group(row[r], a.stream.col_offset, g, a.rate.threshold);
     const T* x = a.x + (r0 + r) * a.x_stride + span.start;

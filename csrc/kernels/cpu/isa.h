@@ -16,7 +16,7 @@ const char* isa_name(Isa isa);
 
 // Calls fn of the active variant: RF_DISPATCH(dropout)(args, begin, end); fn may hold commas.
 #if defined(__x86_64__)
-#define RF_DISPATCH(...)                                                                   \
+#define RF_DISPATCH(...)                                                                  \
   (::randfuse::active_isa() == ::randfuse::Isa::kAvx512 ? ::randfuse::avx512::__VA_ARGS__ \
    : ::randfuse::active_isa() == ::randfuse::Isa::kAvx2 ? ::randfuse::avx2::__VA_ARGS__   \
                                                         : ::randfuse::baseline::__VA_ARGS__)

@@ -81,18 +81,20 @@ class FusedLinear(Linear):
         adapters = [a for a in self.active_adapters if a in self.lora_A]
         if args or kwargs or self.disable_adapters or self.merged or not adapters or not _covered(self, adapters, x):
             return super().forward(x, *args, **kwargs)
-        base = self.base_layer
-        result = x
-        for index, name in enumerate(adapters):
-            a, b, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
-            p, training = (dropout.p, dropout.training) if isinstance(dropout, nn.Dropout) else (0.0, False)
-            if index == 0:
-                result = lora_linear(x, base.weight, base.bias, a, b, self.scaling[name], p, training)
-                dtype = result.dtype
-            else:  # each adapter has a mask of its own
-                s = dropout_linear(x.to(a.dtype), a, None, p, training)
-                result = result + F.linear(s, b) * self.scaling[name]
-        return result.to(dtype)
+        base: Any = self.base_layer
+        first, *others = ((*_adapter(self, name), self.scaling[name]) for name in adapters)
+        a, b, p, training, scaling = first
+        base_result = result = lora_linear(x, base.weight, base.bias, a, b, scaling, p, training)
+        for a, b, p, training, scaling in others:  # each adapter has a mask of its own
+            result = result + F.linear(dropout_linear(x.to(a.dtype), a, None, p, training), b) * scaling
+        return result.to(base_result.dtype)
+
+
+def _adapter(module: Any, name: str) -> tuple[Tensor, Tensor, float, bool]:
+    """lora_A, lora_B, p and training of one adapter."""
+    dropout = module.lora_dropout[name]
+    p, training = (dropout.p, dropout.training) if isinstance(dropout, nn.Dropout) else (0.0, False)
+    return module.lora_A[name].weight, module.lora_B[name].weight, p, training
 
 
 def _why_not(module: LoraLayer) -> str | None:
@@ -126,7 +128,6 @@ def _covered(module: FusedLinear, adapters: list[str], x: Tensor) -> bool:
         return False
     if _autocast.enabled(x.device.type):
         return True
-    factors = [self_.weight.dtype for name in adapters for self_ in (module.lora_A[name], module.lora_B[name])]
-    single = (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32)
-    same = x.dtype == module.base_layer.weight.dtype and len(set(factors)) == 1 and factors[0] in single
-    return same and (module.cast_input_dtype_enabled or factors[0] == x.dtype)
+    factors = {factor.dtype for name in adapters for factor in _adapter(module, name)[:2]}
+    allowed = {x.dtype} if x.dtype == torch.float64 or not module.cast_input_dtype_enabled else {x.dtype, torch.float32}
+    return x.dtype == module.base_layer.weight.dtype and len(factors) == 1 and factors <= allowed

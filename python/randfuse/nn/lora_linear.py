@@ -19,10 +19,10 @@ class LoRALinear(TensorP):
 
     Equivalent to: ``F.linear(x, weight, bias) + scaling * lora_B(lora_A(nn.Dropout(p)(x)))``
 
-    The state is that of `nn.Linear` and, beside it, `lora_A` (r, in) and `lora_B` (out, r), which starts at zero;
-    `load_adapter` takes the weights of a PEFT checkpoint, and a checkpoint of `nn.Linear` loads with strict=False. In
-    training each forward draws a fresh key from torch's default generator, or takes the one it is given. `p` may be a
-    0-d tensor (see `DropoutSchedule`).
+    The state is that of `nn.Linear` and, named as in PEFT's adapter files, `lora_A.weight` (r, in) and `lora_B.weight`
+    (out, r), which starts at zero: both kinds of checkpoint load with strict=False, and `load_adapter` takes its part
+    of a whole PEFT file. In training each forward draws a fresh key from torch's default generator, or takes the one
+    it is given. `p` may be a 0-d tensor (see `DropoutSchedule`).
 
     Args:
         in_features, out_features, bias, device, dtype: as in `nn.Linear`.
@@ -34,7 +34,7 @@ class LoRALinear(TensorP):
 
     >>> layer = randfuse.nn.LoRALinear(8, 4, r=2, p=0.1)
     >>> [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
-    ['lora_A', 'lora_B']
+    ['lora_A.weight', 'lora_B.weight']
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class LoRALinear(TensorP):
         self.r, self.drop, self.merged = r, drop, False
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         factory: dict[str, Any] = {"device": device, "dtype": adapter_dtype or dtype}
-        self.lora_A = nn.Parameter(torch.empty(r, in_features, **factory))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, r, **factory))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.lora_A = nn.Linear(in_features, r, bias=False, **factory)  # nn.Linear's initialisation is LoRA's
+        self.lora_B = nn.Linear(r, out_features, bias=False, **factory)
+        nn.init.zeros_(self.lora_B.weight)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **kwargs: Any) -> LoRALinear:
@@ -73,13 +73,15 @@ class LoRALinear(TensorP):
         weight, bias = linear.weight, linear.bias
         size = linear.in_features, linear.out_features
         layer = cls(*size, bias=bias is not None, device=weight.device, dtype=weight.dtype, **kwargs)
-        layer.weight, layer.bias = weight.requires_grad_(False), None if bias is None else bias.requires_grad_(False)
+        for name, parameter in (("weight", weight), ("bias", bias)):
+            if parameter is not None:
+                setattr(layer, name, parameter.requires_grad_(False))
         return layer.train(linear.training)
 
     def forward(self, input: Tensor, key: Tensor | None = None) -> Tensor:
         if self.merged:
             return super().forward(input)
-        adapter = (self.lora_A, self.lora_B, self.scaling, self.p, self.training)
+        adapter = (self.lora_A.weight, self.lora_B.weight, self.scaling, self.p, self.training)
         return lora_linear(input, self.weight, self.bias, *adapter, drop=self.drop, key=key)
 
     @torch.no_grad()
@@ -99,8 +101,9 @@ class LoRALinear(TensorP):
         return self
 
     def _update(self) -> Tensor:
-        wide = torch.promote_types(self.lora_A.dtype, torch.float32)  # as PEFT, which rounds the product once
-        return (self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))).to(self.weight.dtype)
+        a, b = self.lora_A.weight, self.lora_B.weight
+        wide = torch.promote_types(a.dtype, torch.float32)  # the product is rounded once
+        return (self.scaling * (b.to(wide) @ a.to(wide))).to(self.weight.dtype)
 
     @torch.no_grad()
     def load_adapter(self, state: Mapping[str, Tensor], prefix: str = "") -> LoRALinear:
@@ -110,13 +113,15 @@ class LoRALinear(TensorP):
         """
         if self.merged:
             raise RuntimeError("LoRALinear: load_adapter must be called on an unmerged layer, got a merged one")
+        found = {}
         for name in ("lora_A", "lora_B"):
-            found = [k for k in state if k.startswith(f"{prefix}{name}.") and k.endswith(".weight")]
-            if len(found) != 1:
-                raise KeyError(f"LoRALinear: state must have one {prefix}{name}[.adapter].weight, got {found}")
-            parameter, value = getattr(self, name), state[found[0]]
-            _checks.shape("LoRALinear", found[0], value, tuple(parameter.shape), f"of {name}")
-            parameter.copy_(value)
+            names = [k for k in state if k.startswith(f"{prefix}{name}.") and k.endswith(".weight")]
+            if len(names) != 1:
+                raise KeyError(f"LoRALinear: state must have one {prefix}{name}[.adapter].weight, got {names}")
+            parameter, found[name] = getattr(self, name).weight, state[names[0]]
+            _checks.shape("LoRALinear", names[0], found[name], tuple(parameter.shape), f"of {name}")
+        for name, value in found.items():
+            getattr(self, name).weight.copy_(value)
         return self
 
     def extra_repr(self) -> str:

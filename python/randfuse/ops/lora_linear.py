@@ -39,8 +39,9 @@ def lora_linear(
 
     Equivalent to: ``F.linear(x, weight, bias) + scaling * F.linear(F.linear(dropout(x, p, key=key), lora_a), lora_b)``
 
-    The adapter reads x once, adds to the output of the base product in place, and in backward adds its dx to that of the
-    base product in place. What backward keeps is x (unless lora_a and weight are frozen), weights and rows * r numbers.
+    The adapter reads x once, adds to the output of the base product in place, and in backward adds its dx to that of
+    the base product in place. What backward keeps is x (unless lora_a and weight are frozen), weights and rows * r
+    numbers.
     With p=0 or training=False nothing is drawn and the rest is the same.
 
     drop="factors" is LoRA Dropout: whole columns of lora_a (inputs) and rows of lora_b (outputs) are dropped for the
@@ -290,11 +291,13 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *args: Any) -> Any:
     x, stream = _front(x, in_dims[0], size), (batch_keys(key, in_dims[6], size), p, p_tensor, sample, row_offset)
     if all(d is None for d in in_dims[1:5]):
         return call("lora_linear", x, *weights, scaling, *stream, col_offset), (0, 0)
-    dims = zip(weights, in_dims[1:5], strict=True)
-    weight, bias, lora_a, lora_b = (None if w is None else _front(w, d, size) for w, d in dims)
+    weight, bias, lora_a, lora_b = weights
+    weight, lora_a, lora_b = (
+        _front(w, d, size) for w, d in ((weight, in_dims[1]), (lora_a, in_dims[3]), (lora_b, in_dims[4]))
+    )
     s = _rows(_dropped(x, *stream, col_offset)).to(_wide(x)) @ lora_a.to(_wide(x)).mT
     y = _rows(x) @ weight.mT + (scaling * (s @ lora_b.to(s.dtype).mT)).to(x.dtype)
-    y = y if bias is None else y + bias.unsqueeze(1)
+    y = y if bias is None else y + _front(bias, in_dims[2], size).unsqueeze(1)
     return tuple(t.reshape(*x.shape[:-1], t.shape[-1]) for t in (y, s)), (0, 0)
 
 
