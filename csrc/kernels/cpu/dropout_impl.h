@@ -18,13 +18,7 @@ void dropout(const cpu::DropoutArgs<T>& a, int64_t begin, int64_t end) {
     for_each_group(a.stream, a.cols, a.rate.threshold, begin, end,
                    [&](int64_t r, int64_t c, int skip, int n, const Keep& keep) {
                      on_group(a.x + r * a.x_stride + c, a.y + r * a.cols + c, skip, n,
-                              [&](const T* in, T* out) {
-#pragma GCC unroll 16
-                                for (int v = 0; v < kGroup / kF32; ++v) {
-                                  store(out + v * kF32,
-                                        kept(keep, v, mul(load(in + v * kF32), scale)));
-                                }
-                              });
+                              [&](const T* in, T* out) { drop(keep, in, out, scale); });
                    });
   }
 }

@@ -6,6 +6,7 @@
 //   Keep               64 decisions of a row: keep64(row, j0, threshold), blocks j0 ... j0 + 7
 //   store_bools(p, k)  the 64 decisions as bytes
 //   kept(keep, v, x)   x where decision v * kF32 + lane keeps, else 0
+//   drop(keep, in, out, scale)   the 64 values of a group: in * scale where kept, else 0
 //
 // A Philox word lives in the low half of a 64-bit lane: one widening multiply yields its high and
 // low product at once, and the rubbish it leaves in upper halves is ignored by the next multiply.
@@ -115,6 +116,25 @@ inline void store(bfloat16_t* p, F32 x) {
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
 }
 
+// bfloat16 as the halves of 32-bit lanes: no widening or narrowing shuffles, and a 16-bit select.
+// The product is a NaN only where x is one, and then its low half is 0: rounding cannot carry into
+// it.
+inline __m512i scaled_bits(__m512i x, F32 scale) {
+  const __m512i u = _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(x), scale));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7FFF));
+}
+inline void drop(const Keep& k, const bfloat16_t* in, bfloat16_t* out, F32 scale) {
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const __m512i x = _mm512_loadu_si512(in + 32 * h);
+    const __m512i high = scaled_bits(_mm512_and_si512(x, _mm512_set1_epi32(-0x10000)), scale);
+    const __m512i low = scaled_bits(_mm512_slli_epi32(x, 16), scale);
+    const __m512i y = _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(low, 16), high);
+    _mm512_storeu_si512(out + 32 * h, _mm512_maskz_mov_epi16(k.half[h], y));
+  }
+}
+
 #elif RF_LEVEL == RF_AVX2
 
 using F32 = __m256;
@@ -215,6 +235,23 @@ inline void store(bfloat16_t* p, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
+inline __m256i scaled_bits(__m256i x, F32 scale) {  // see AVX-512
+  const __m256i u = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(x), scale));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7FFF));
+}
+inline void drop(const Keep& k, const bfloat16_t* in, bfloat16_t* out, F32 scale) {
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + 16 * q));
+    const __m256i high = scaled_bits(_mm256_and_si256(x, _mm256_set1_epi32(-0x10000)), scale);
+    const __m256i low = scaled_bits(_mm256_slli_epi32(x, 16), scale);
+    const __m256i y = _mm256_blend_epi16(_mm256_srli_epi32(low, 16), high, 0xAA);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16 * q),
+                        _mm256_and_si256(k.quarter[q], y));
+  }
+}
+
 #else  // portable: GCC and clang vector extensions (SSE2, NEON, ...)
 
 typedef float F32 __attribute__((vector_size(16)));
@@ -297,3 +334,10 @@ inline void store(T* p, F32 x) {
 #endif
 
 constexpr int kGroup = 64;  // stream columns that one keep64 decides
+
+template <class T>
+inline void drop(const Keep& k, const T* in, T* out, F32 scale) {
+#pragma GCC unroll 16
+  for (int v = 0; v < kGroup / kF32; ++v)
+    store(out + v * kF32, kept(k, v, mul(load(in + v * kF32), scale)));
+}
