@@ -1,10 +1,10 @@
 """Does dropout help a low-rank adapter? Fine-tuning a small digit classifier for a new domain from few examples.
 
-A network is trained on handwritten digits (bundled with scikit-learn), then meets the same digits turned by 90 degrees and
-has a few labelled ones to adapt to. Plain fine-tuning moves every weight; LoRA moves two thin factors beside each frozen
-layer. Claims, of Hu et al. (arXiv:2106.09685) and Lin et al. (arXiv:2404.09610): the adapter needs far fewer parameters, and
-dropout, on its input or on its factors, keeps it from fitting the few examples too well. Each is measured on held-out
-digits, over seeds, every method with the learning rate that is best for it.
+A network is trained on handwritten digits (bundled with scikit-learn), then meets the same digits turned by 90 degrees
+and has a few labelled ones to adapt to. Plain fine-tuning moves every weight; LoRA moves two thin factors beside each
+frozen layer. Claims, of Hu et al. (arXiv:2106.09685) and Lin et al. (arXiv:2404.09610): the adapter needs far fewer
+parameters, and dropout, on its input or on its factors, keeps it from fitting the few examples too well. Measured on
+held-out digits, over seeds; adapters get a learning rate of 3e-3 and plain fine-tuning 1e-3.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def ensemble(model: nn.Sequential, samples: int = 16) -> nn.Sequential:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=5)
     seeds = range(parser.parse_args().seeds)
+    torch.set_num_threads(1)  # the model is too small to share out
     images, labels = digits()
     x, turned = images.flatten(1), images.rot90(1, (1, 2)).flatten(1)
     pretraining, held_out = slice(0, 900), slice(1200, None)
@@ -84,7 +85,7 @@ def main() -> None:
         f"pretrained: {test(base, x[held_out], labels[held_out])[0]:.1%} upright, {far[0]:.1%} turned; {FEW} examples\n"
     )
 
-    methods = {"plain fine-tuning": lambda: copy.deepcopy(base).requires_grad_(True).train()}
+    methods = {"plain fine-tuning": lambda: copy.deepcopy(base).train()}
     for name, drop, p in (
         ("LoRA", "input", 0.0),
         ("LoRA, lora_dropout 0.1", "input", 0.1),
@@ -93,33 +94,33 @@ def main() -> None:
         ("LoRA Dropout 0.3", "factors", 0.3),
     ):
         methods[name] = lambda drop=drop, p=p: adapted(base, p, drop)
-    start, trained = time.perf_counter(), {}
-    print(f"{'':34} {'rate':>6} {'parameters':>10} {'accuracy':>16} {'cross entropy':>16}")
+    start = time.perf_counter()
+    print(f"{'':28} {'trained':>8} {'accuracy':>16} {'cross entropy':>16}")
+    losses = {}
     for name, make in methods.items():
-        runs: dict[float, list[nn.Module]] = {}
-        for rate in (1e-3, 3e-3):
-            runs[rate] = []
-            for seed in seeds:
-                torch.manual_seed(seed)
-                few = 900 + torch.randperm(300)[:FEW]
-                runs[rate].append(fit(make(), turned[few], labels[few], rate, STEPS))
-        results = {rate: [test(m, turned[held_out], labels[held_out]) for m in models] for rate, models in runs.items()}
-        rate = min(results, key=lambda r: statistics.mean(loss for _, loss in results[r]))
-        trained[name] = runs[rate]
-        show(name, f"{rate:g}", runs[rate][0], results[rate])
+        models = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            few = 900 + torch.randperm(300)[:FEW]
+            models.append(fit(make(), turned[few], labels[few], 1e-3 if name.startswith("plain") else 3e-3, STEPS))
+        results = [test(m, turned[held_out], labels[held_out]) for m in models]
+        losses[name] = show(name, models[0], results)
         if "Dropout" in name:
-            results = [test(ensemble(m), turned[held_out], labels[held_out]) for m in runs[rate]]
-            show("  … ensemble of 16", "", None, results)
-    print(f"\n{time.perf_counter() - start:.0f} s, {len(seeds)} seeds; mean ± standard deviation over seeds")
+            show(
+                "  ensemble of 16 masks", None, [test(ensemble(m), turned[held_out], labels[held_out]) for m in models]
+            )
+    best = min((n for n in losses if "ropout" in n), key=losses.__getitem__)
+    print(f"\nheld-out cross entropy of LoRA: {losses['LoRA']:.3f} without dropout, {losses[best]:.3f} with ({best})")
+    print(f"{time.perf_counter() - start:.0f} s, {len(seeds)} seeds; mean ± standard deviation over seeds")
 
 
-def show(name: str, rate: str, model: nn.Module | None, results: list[tuple[float, float]]) -> None:
+def show(name: str, model: nn.Module | None, results: list[tuple[float, float]]) -> float:
     count = "" if model is None else f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}"
-    accuracy, loss = (
-        " ± ".join(f.format(g(v)) for g in (statistics.mean, statistics.stdev))
-        for f, v in zip(("{:.1%}", "{:.3f}"), zip(*results, strict=True), strict=True)
-    )
-    print(f"{name:34} {rate:>6} {count:>10} {accuracy:>16} {loss:>16}")
+    accuracy, loss = zip(*results, strict=True)
+    mean = statistics.mean
+    a = f"{mean(accuracy):.1%} ± {statistics.stdev(accuracy):.1%}"
+    print(f"{name:28} {count:>8} {a:>16} {mean(loss):>8.3f} ± {statistics.stdev(loss):.3f}", flush=True)
+    return mean(loss)
 
 
 if __name__ == "__main__":
