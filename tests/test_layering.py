@@ -32,11 +32,12 @@ TRITON = {"triton_kernels/{op}.py"}
 COMPOSED = {"python/randfuse/reference/{op}.py", "csrc/bindings/{op}.cpp"} | CPU | CUDA | TRITON
 LACKS = {
     "block_dropout_linear": CPU | CUDA,  # on the CPU the library's products do the work
-    "column_dropout_linear": COMPOSED | {"python/randfuse/ops/{op}.py"},
+    "column_dropout_linear": COMPOSED,
     "dropconnect_linear": CPU | CUDA,  # its pass is dropout's
     "embedding_dropout": set(ROOMS) - {"tests/test_{op}.py"},  # composed of torch, its own reference
     "kept_blocks": CUDA | {"benchmarks/cases/{op}.py"},  # a choice, not a product
     "mixout_linear": CUDA,
+    "lora_linear": CPU | CUDA,  # on the CPU it runs dropout_linear's kernels, on GPUs Triton's
     "mc_dropout_predict": COMPOSED | {"benchmarks/cases/{op}.py"},  # no gradient, which every case has
     "multi_sample_linear": CPU,  # on the CPU it runs dropout_linear's kernels
     "multi_sample_mse": COMPOSED,

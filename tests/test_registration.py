@@ -28,6 +28,7 @@ def fixed(*shapes):
 
 
 STREAM = (KEY, 0.4, None, 1, 2)
+SAMPLED = (KEY, 0.4, None, 3, 1, 2)
 TENSOR_P = (torch.tensor([3, 4]), 0.0, torch.tensor(0.4, dtype=torch.float64), 0, 0)
 KEPT = torch.tensor([[[0, 2, 3]]])  # of three blocks, the last place empty
 COUNTED, COUNTED_P = (STREAM[0], 2, *STREAM[1:]), (TENSOR_P[0], 2, *TENSOR_P[1:])  # with a number of samples
@@ -110,6 +111,13 @@ SAMPLES = {
     "block_dropout_linear_wgrad": [(x(1, 4, 5), x(1, 4, 70), KEPT, 32, 1.5)],
     "kept_blocks": [(KEY, 3, 7, 2, 5, 1, 2), (torch.tensor([3, 4]), 3, 7, 7, 0, 0, 0), (KEY, 0, 0, 0, 0, 0, 0)],
     "act_dropout_grad": [(x(4, 9), x(4, 9), "silu", *STREAM), (turned(9, 4), x(4, 9), "relu", *TENSOR_P)],
+    "lora_linear": [
+        (x(4, 9), x(5, 9), x(5), x(2, 9), x(5, 2), 1.5, *SAMPLED),
+        (x(2, 2, 9, grad=False), turned(9, 5), None, turned(9, 2), turned(2, 5), 2.0, *TENSOR_P[:3], 0, 0, 0),
+    ],
+    "lora_linear_down": [(x(4, 9), x(2, 9), *SAMPLED), (turned(9, 4), turned(9, 2), *TENSOR_P[:3], 0, 0, 0)],
+    "lora_linear_dgrad": [(x(4, 5), x(5, 9), x(4, 2), x(2, 9), *SAMPLED)],
+    "lora_linear_wgrad": [(x(4, 2), x(4, 9), *SAMPLED), (turned(2, 4), turned(9, 4), *TENSOR_P[:3], 0, 0, 0)],
 }
 
 

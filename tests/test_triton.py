@@ -288,6 +288,33 @@ def test_dropout_linear_and_derivatives(device, dtype, sizes):
 
 
 @on_device
+@pytest.mark.parametrize("factors", [None, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", CASES)
+def test_lora_linear_and_derivatives(device, dtype, sizes, factors):
+    """Tensor cores multiply in the dtype of x: what has the size of the rank is allowed the rounding of that."""
+    x, w, b, _, g, stream = case(device, dtype, *sizes)
+    stream, rank = {**stream, "sample": 3}, 4
+    la, lb, ds = (torch.randn(s, device=device) for s in ((rank, x.shape[1]), (w.shape[0], rank), (x.shape[0], rank)))
+    la, lb = la.to(factors or dtype), lb.to(factors or dtype)
+    low_a, low_b, low_ds = (t.to(dtype) for t in (la, lb, ds))
+    for p in (0.3, 0.0):
+        stream["p"] = p
+        dropped = reference.FUNCTIONS["dropout"](x, op=1, **stream)
+        exact, exact_s = reference.FUNCTIONS["lora_linear"](*wide(x, w, b, la, lb), 1.5, **stream)
+        y, s = op("lora_linear")(x, w, b, la, lb, 1.5, **stream)
+        plain_s = dropped @ low_a.T
+        assert s.dtype == torch.float32
+        close_to_exact(y, exact, F.linear(x, w, b) + 1.5 * plain_s @ low_b.T, "lora_linear")
+        close_to_exact(s.to(dtype), exact_s, plain_s, "s")
+        exact = reference.FUNCTIONS["lora_linear_dgrad"](*wide(g, w, ds, la), **stream)
+        plain = g @ w + reference.FUNCTIONS["dropout"](low_ds @ low_a, op=1, **stream)
+        close_to_exact(op("lora_linear_dgrad")(g, w, ds, la, **stream), exact, plain, "dgrad")
+        exact = reference.FUNCTIONS["lora_linear_wgrad"](*wide(ds, x), **stream)
+        close_to_exact(op("lora_linear_wgrad")(ds, x, **stream).to(dtype), exact, low_ds.T @ dropped, "wgrad")
+
+
+@on_device
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", CASES)
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "silu"])
@@ -426,6 +453,7 @@ def samples(device):
     x, w, b, r, g, stream = case(device, torch.float32, 6, 10, 7, (2,), 1, 3)
     stream = tuple(stream.values())
     key, *rate = stream[:3]
+    sampled = (*stream[:3], 2, *stream[3:])
     x.requires_grad_()
     return {
         "dropout_mask": (key, [6, 10], *rate, 1, 0, 1, 3),
@@ -440,6 +468,10 @@ def samples(device):
         "act_dropout": (g, r, "gelu", *stream),
         "act_dropout_grad": (g, r, "gelu", *stream),
         **head_samples(x, w, b, stream),
+        "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
+        "lora_linear_down": (x, w[:2], *sampled),
+        "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),
+        "lora_linear_wgrad": (g[:, :2], x, *sampled),
     }
 
 

@@ -189,3 +189,20 @@ def test_variants_compile(variant, compiled, monkeypatch):
     launch_heads(torch.bfloat16, **{name: value for name, value in variant.items() if name not in ("N", "sample")})
     show(f"sm_90, bf16, {variant}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
+
+
+def test_lora_linear_compiles_without_spills(compiled, monkeypatch):
+    """The arrangement of `lora_linear`: products with few columns, float32 results beside bfloat16 operands."""
+    from randfuse.triton_kernels import lora_linear, tuning
+
+    monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[-2:])
+    x, w, g = (torch.empty(s, dtype=torch.bfloat16) for s in ((512, 1024), (768, 1024), (512, 768)))
+    a, b, ds = (torch.empty(s) for s in ((16, 1024), (768, 16), (512, 16)))
+    stream = (torch.zeros((), dtype=torch.int64), 0.3, None, 2, 0, 0)
+    lora_linear.lora_linear(x, w, None, a, b, 1.0, *stream)
+    lora_linear.lora_linear_dgrad(g, w, ds, a, *stream)
+    lora_linear.lora_linear_wgrad(ds, x, *stream)
+    show("sm_90, lora_linear, bf16", compiled)
+    assert len(compiled) >= 3
+    for kernel, tile, warps, registers, stack, _ in compiled:
+        assert stack == 0, f"{kernel}, tile {tile}, {warps} warps, {registers} registers: must not spill"

@@ -25,6 +25,10 @@ NO_CUDA = frozenset(
         "block_dropout_linear_wgrad",
         "dropconnect_linear",
         "kept_blocks",
+        "lora_linear",
+        "lora_linear_dgrad",
+        "lora_linear_down",
+        "lora_linear_wgrad",
         "mixout",
         "mixout_linear",
     }

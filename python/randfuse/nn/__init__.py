@@ -6,6 +6,7 @@ from .dropout_linear import DropoutLinear
 from .embedding_dropout import EmbeddingDropout
 from .linear_dropout import LinearDropout
 from .locked_dropout import LockedDropout
+from .lora_linear import LoRALinear
 from .mixout_linear import MixoutLinear
 from .multi_sample_dropout_head import MultiSampleDropoutHead
 from .patch import patch
@@ -19,6 +20,7 @@ __all__ = [
     "DropoutSchedule",
     "EmbeddingDropout",
     "LinearDropout",
+    "LoRALinear",
     "LockedDropout",
     "MixoutLinear",
     "MultiSampleDropoutHead",

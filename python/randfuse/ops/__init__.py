@@ -5,6 +5,7 @@ from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
 from .embedding_dropout import embedding_dropout
 from .linear_dropout import linear_dropout
+from .lora_linear import lora_ensemble, lora_linear
 from .mc_dropout_predict import mc_dropout_predict
 from .mixout_linear import mixout, mixout_linear
 from .multi_sample_cross_entropy import multi_sample_cross_entropy
@@ -19,6 +20,8 @@ __all__ = [
     "dropout_mask",
     "embedding_dropout",
     "linear_dropout",
+    "lora_ensemble",
+    "lora_linear",
     "mc_dropout_predict",
     "mixout",
     "mixout_linear",

@@ -10,6 +10,7 @@ from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear_wgrad
 from .kept_blocks import kept_blocks
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
+from .lora_linear import lora_linear, lora_linear_dgrad, lora_linear_down, lora_linear_wgrad
 from .mixout_linear import mixout, mixout_linear
 from .multi_sample_cross_entropy import multi_sample_cross_entropy, multi_sample_cross_entropy_grad
 from .multi_sample_linear import multi_sample_linear, multi_sample_linear_dgrad, multi_sample_linear_wgrad
@@ -39,5 +40,9 @@ FUNCTIONS: dict[str, Callable] = {
         multi_sample_linear_dgrad,
         multi_sample_linear_wgrad,
         multi_sample_scale,
+        lora_linear,
+        lora_linear_down,
+        lora_linear_dgrad,
+        lora_linear_wgrad,
     )
 }
