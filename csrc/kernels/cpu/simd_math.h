@@ -3,7 +3,6 @@
 
 #if RF_LEVEL == RF_AVX512
 
-inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 inline F32 larger(F32 z, F32 acc) { return _mm512_max_ps(z, acc); }
 inline F32 smaller(F32 acc, F32 z) { return _mm512_min_ps(acc, z); }
 // t - floor(t), 0 for -inf; and p 2^floor(t).
@@ -18,7 +17,6 @@ inline uint32_t not_less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NL
 
 #elif RF_LEVEL == RF_AVX2
 
-inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
 inline F32 larger(F32 z, F32 acc) { return _mm256_max_ps(z, acc); }
 inline F32 smaller(F32 acc, F32 z) { return _mm256_min_ps(acc, z); }
 // Below -125 both take t for -125, where 2^t is still a normal number; NaN stays.
@@ -42,7 +40,6 @@ inline uint32_t not_less(F32 a, F32 b) {
 
 #else
 
-inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 choose(I32 mask, F32 a, F32 b) {
   return reinterpret_cast<F32>((reinterpret_cast<I32>(a) & mask) |
                                (reinterpret_cast<I32>(b) & ~mask));
