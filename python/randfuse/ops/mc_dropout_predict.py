@@ -72,8 +72,10 @@ def mc_dropout_predict(
     with torch.no_grad():
         parts = []
         for part, keys, row in _chunks(flat.shape[0], key, most, row_offset):
-            place = {"key": keys, "row_offset": row, "col_offset": col_offset}
-            parts.append(_predict(multi_sample_linear(flat[part], weight, bias, p, num_samples, **place)))
+            logits = multi_sample_linear(
+                flat[part], weight, bias, p, num_samples, key=keys, row_offset=row, col_offset=col_offset
+            )
+            parts.append(_predict(logits))
     mean, entropy, information = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     shape = x.shape[:-1]
     return Prediction(mean.reshape(*shape, weight.shape[0]), entropy.reshape(shape), information.reshape(shape))

@@ -52,8 +52,9 @@ def multi_sample_cross_entropy(
 
     Both are float32 (float64 for float64): the loss of each row, not yet reduced, 0 where ignored.
     """
-    stream = key, num_samples, p, p_tensor, row_offset, col_offset
-    logits = multi_sample_linear(*_wide(_checks.matrix(x), weight), None if bias is None else _wide(bias)[0], *stream)
+    xw, ww = _wide(_checks.matrix(x), weight)
+    b = None if bias is None else bias.to(ww.dtype)
+    logits = multi_sample_linear(xw, ww, b, key, num_samples, p, p_tensor, row_offset, col_offset)
     lse = logits.logsumexp(-1)
     q = target_weights(target, weight.shape[0], ce_weight, ignore_index, label_smoothing).to(lse.dtype)
     loss = torch.where(q != 0, -q * logits.log_softmax(-1), 0).sum(-1).mean(0)
@@ -88,6 +89,6 @@ def multi_sample_cross_entropy_grad(
         dz = (q.sum(-1, keepdim=True) * (logits - lse.reshape(-1, 1)).exp() - q) * (g / len(logsumexp))
         dz = torch.where((q == 0).all(-1, keepdim=True), 0, dz)
         dx, dw, db = dx + dropout(dz @ ww, *place), dw + dz.T @ dropped, db + dz.sum(0)
-    results = dx.reshape(x.shape), dw, db
-    empty = x.new_empty(0)
-    return tuple(r.to(x.dtype) if wanted else empty.clone() for r, wanted in zip(results, output_mask, strict=True))
+    sums = zip((dx.reshape(x.shape), dw, db), output_mask, strict=True)
+    results = [s.to(x.dtype) if wanted else x.new_empty(0) for s, wanted in sums]
+    return results[0], results[1], results[2]

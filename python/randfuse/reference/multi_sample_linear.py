@@ -48,10 +48,8 @@ def multi_sample_linear_dgrad(
     """grad (M, …, N), weight (N, K) or (M, N, K) -> (…, K)."""
     gw, ww = _wide(grad, weight)
     products = gw.reshape(grad.shape[0], *_checks.rows_cols(grad.shape[1:])) @ ww
-    dx = sum(
-        dropout(product, key, p, p_tensor, streams.DROPOUT, m, row_offset, col_offset)
-        for m, product in enumerate(products)
-    )
+    place = row_offset, col_offset
+    dx = torch.stack([dropout(g, key, p, p_tensor, streams.DROPOUT, m, *place) for m, g in enumerate(products)]).sum(0)
     return dx.to(grad.dtype).reshape(*grad.shape[1:-1], weight.shape[-1])
 
 

@@ -17,7 +17,7 @@ def multi_sample_count(
     cols = torch.arange(col_offset, col_offset + shape[1], device=key.device)
     op, rounds = streams.MULTI_SAMPLE_COUNT, streams.WORD_ROUNDS
     lane = streams.lanes(keys, rows, cols, op=op, width=32, rounds=rounds)
-    return sum((lane >= t).long() for t in thresholds)
+    return torch.stack([lane >= t for t in thresholds]).sum(0)
 
 
 def multi_sample_scale(
