@@ -279,3 +279,16 @@ def test_layers_compile_and_schedule_without_recompilation():
         compiled(torch.randn(8, 40)).sum().backward()
         schedule.step()
     assert counter.frame_count == 1, f"{counter.frame_count} compilations"
+
+
+def test_a_head_compiles_with_its_loss():
+    head = randfuse.nn.MultiSampleDropoutHead(40, 7, p=torch.tensor(0.3), num_samples=4)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x, t, k: head(x, t, k, label_smoothing=0.1), backend=counter, fullgraph=True)
+    for seed in range(4):
+        x, target, key = torch.randn(8, 40), torch.randint(7, (8,)), randfuse.key(seed)
+        loss = compiled(x, target, key)
+        assert_bitwise_equal(loss, head(x, target, key, label_smoothing=0.1))
+        loss.backward()
+        head.p.fill_(0.1 * seed)
+    assert counter.frame_count == 1, f"{counter.frame_count} compilations"

@@ -74,11 +74,11 @@ def multi_sample_cross_entropy_kernel(
     )  # fmt: skip
     if bias_ptr is not None:
         z += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
-    z = tl.where((cols < N)[None, :], z, float("-inf"))
     q = target_weights(target_ptr, ce_weight_ptr, x_rows, row_inside, cols, N, ignore_index, smoothing, SOFT)
     if g_ptr is None:
-        top = tl.max(z, 1)
-        lse = top + tl.log(tl.sum(tl.exp(z - top[:, None]), 1))
+        of_classes = tl.where((cols < N)[None, :], z, float("-inf"))
+        top = tl.max(of_classes, 1)
+        lse = top + tl.log(tl.sum(tl.exp(of_classes - top[:, None]), 1))
         tl.store(lse_ptr + places, lse, mask=row_inside)
         tl.store(loss_ptr + places, tl.sum(tl.where(q != 0, q * (lse[:, None] - z), 0.0), 1), mask=row_inside)
     else:

@@ -45,7 +45,8 @@ Plan make_plan(Product product, int64_t m, int64_t n, int64_t k, int64_t samples
     }
     if (product == Product::kDgrad) {
       const int64_t tiles = ceil_div(cols, kDgradCols);
-      const int64_t resident = multiprocessors * kDgradResident;
+      const int64_t resident =
+          multiprocessors * (samples > 1 ? kDgradResident<kN, true> : kDgradResident<kN, false>);
       return cut(tiles, ceil_div(m, kDgradRows), std::max<int64_t>(1, resident / tiles));
     }
     const int64_t tiles = ceil_div(cols, Wgrad<kN>::kCols);

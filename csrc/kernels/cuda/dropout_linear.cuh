@@ -37,7 +37,8 @@ inline constexpr int kWarps = kThreads / 32;
 // Blocks per multiprocessor that the registers allow; wgrad has one.
 template <int kN>
 inline constexpr int kForwardResident = kN <= 32 ? 2 : 1;
-inline constexpr int kDgradResident = 2;
+template <int kN, bool kMany>  // with the sums over samples, N = 128 needs two registers too many
+inline constexpr int kDgradResident = kN == 128 && kMany ? 1 : 2;
 inline constexpr int kGradStages = 4;  // of the cp.async pipelines of dgrad and wgrad
 // Forward has 8 KB of X in flight per block and waiting stage, so 48 or 40 KB per multiprocessor,
 // where HBM's latency asks for 23.
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, kForwardResident<kN>)
 }
 
 template <class T, int kN, bool kMany>
-__global__ void __launch_bounds__(kThreads, kDgradResident)
+__global__ void __launch_bounds__(kThreads, kDgradResident<kN, kMany>)
     dropout_linear_dgrad_kernel(const DropoutLinearArgs<T> p, const Plan plan) {
   RF_SHARED(Words, g_tiles, 0, kGradStages * (kN / 32) * 64);  // (stage, 32 columns, row, piece)
   RF_SHARED(Words, w_rows, kGradStages * (kN / 32) * 64 * 16, kN * 4 * kWarps);  // (n, piece)
