@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 peft = pytest.importorskip("peft", reason="pip install randfuse[peft]")
 transformers = pytest.importorskip("transformers", reason="pip install randfuse[peft]")
-integration = pytest.importorskip("randfuse.integrations.peft")
+integration = importlib.import_module("randfuse.integrations.peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other packages, about each other
 
 TINY = {"vocab_size": 101, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}

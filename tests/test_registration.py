@@ -208,6 +208,15 @@ def test_reference_agrees_on_the_samples(name):
     ("kept_blocks", 3, 8, r"kept must be in \[0, n\], got 8"),
     ("kept_blocks", 3, 7, r"coin must be in \[0, 2\*\*32\), and 0 where all are kept, got 5"),
     ("kept_blocks", 6, 2**32, r"row_offset must be in \[0, 2\*\*32 - rows\], got 4294967296"),
+    ("lora_linear", 3, torch.ones(2, 8, dtype=torch.float64), r"lora_a must have shape \(r, K\) = \(2, 9\)"),
+    ("lora_linear", 3, torch.ones(2, 9).half(), "lora_a must be torch.float64, got torch.float16"),
+    ("lora_linear", 4, torch.ones(4, 2, dtype=torch.float64), r"lora_b must have shape \(N, r\) = \(5, 2\)"),
+    ("lora_linear_down", 1, torch.ones(9, dtype=torch.float64), r"lora_a must have shape \(r, K\), got \[9\]"),
+    ("lora_linear_dgrad", 1, torch.ones(4, 9, dtype=torch.float64), r"weight must have shape \(N, K\) with grad"),
+    ("lora_linear_dgrad", 2, torch.ones(3, 2, dtype=torch.float64), "ds must have the 4 rows of grad, got 3"),
+    ("lora_linear_dgrad", 3, torch.ones(3, 9, dtype=torch.float64), r"lora_a must have shape \(r, K\) = \(2, 9\)"),
+    ("lora_linear_wgrad", 0, torch.ones(4, 2), "ds must be torch.float64, got torch.float32"),
+    ("lora_linear_wgrad", 1, torch.ones(3, 9, dtype=torch.float64), "x must have the 4 rows of ds"),
 ])  # fmt: skip
 def test_raw_ops_guard_memory(name, position, value, message):
     """Called directly, an op refuses what the public function would have refused."""

@@ -40,7 +40,8 @@ void check_factor(const char* op, const char* name, const Tensor& factor, const 
                   int64_t rows, int64_t cols, const char* letters) {
   const bool same = factor.scalar_type() == like.scalar_type();
   TORCH_CHECK_TYPE(same || factor.scalar_type() == wide(like), op, ": ", name, " must be ",
-                   dtype_name(like), " or torch.float32, got ", dtype_name(factor));
+                   dtype_name(like), wide(like) == at::kFloat ? " or torch.float32" : "", ", got ",
+                   dtype_name(factor));
   TORCH_CHECK_VALUE(factor.device() == like.device(), op, ": ", name, " must be on ", like.device(),
                     ", got ", factor.device());
   TORCH_CHECK_VALUE(factor.dim() == 2 && factor.size(0) == rows && factor.size(1) == cols, op, ": ",
