@@ -157,38 +157,48 @@ void dropout_linear_dgrad(const cpu::DropoutLinearArgs<T>& a, int64_t begin, int
   }
 }
 
+// Neighbouring groups go down the rows together, as many as have room for their sums: a row's part
+// of the stream is then set up once for all of them, and its page is visited once.
 template <class T, class Out>
 void dropout_linear_wgrad(const cpu::DropoutLinearArgs<T, Out>& a, int64_t begin, int64_t end) {
-  alignas(64) float tile[kTile * kGroup];            // (rows, columns of x)
-  alignas(64) float sums[cpu::kMaxNarrow * kGroup];  // (n, columns of x)
+  alignas(64) float tile[kTile * kGroup];                // (rows, columns of x)
+  alignas(64) float sums[2 * cpu::kMaxNarrow * kGroup];  // (groups, n, columns of x)
   const float scale = static_cast<float>(a.rate.scale);
-  for (int64_t g = begin; g < end; ++g) {
-    const Span span = span_of(a.k, a.stream.col_offset, g);
-    std::memset(sums, 0, a.n * kGroup * sizeof(float));
+  const int64_t room = 2 * cpu::kMaxNarrow / a.n;
+  for (int64_t first = begin; first < end; first += room) {
+    const int64_t groups = end - first < room ? end - first : room;
+    std::memset(sums, 0, groups * a.n * kGroup * sizeof(float));
     for (int64_t r0 = 0; r0 < a.m; r0 += kTile) {
       const int64_t rows = a.m - r0 < kTile ? a.m - r0 : kTile;
       Row row[kTile];
       for (int64_t r = 0; r < rows; ++r) row[r] = stream_row(a.stream, r0 + r);
-      mask_tile(a, row, r0, rows, g, span, tile);
       const float* grad = a.grad + r0 * a.n;
-      for (int64_t n = 0; n < a.n;) {
-        const bool full = a.n - n >= kRows;
-        for (int v = 0; v < kGroup; v += kVectors * kF32) {
-          float* to = sums + n * kGroup + v;
-          if (full) {
-            product<kRows, kVectors>(grad + n, 1, a.n, tile + v, kGroup, rows, to, kGroup);
-          } else {
-            product<1, kVectors>(grad + n, 1, a.n, tile + v, kGroup, rows, to, kGroup);
+      for (int64_t i = 0; i < groups; ++i) {
+        const Span span = span_of(a.k, a.stream.col_offset, first + i);
+        mask_tile(a, row, r0, rows, first + i, span, tile);
+        for (int64_t n = 0; n < a.n;) {
+          const bool full = a.n - n >= kRows;
+          for (int v = 0; v < kGroup; v += kVectors * kF32) {
+            float* to = sums + (i * a.n + n) * kGroup + v;
+            if (full) {
+              product<kRows, kVectors>(grad + n, 1, a.n, tile + v, kGroup, rows, to, kGroup);
+            } else {
+              product<1, kVectors>(grad + n, 1, a.n, tile + v, kGroup, rows, to, kGroup);
+            }
           }
+          n += full ? kRows : 1;
         }
-        n += full ? kRows : 1;
       }
     }
-    for (int64_t n = 0; n < a.n; ++n) {
-      Out* dw = a.out + n * a.k + span.start;
-      for (int l = span.skip; l < span.skip + span.n; ++l) {
-        const float sum = sums[n * kGroup + l] * scale;
-        dw[l] = from_float<Out>(a.accumulate ? to_float(dw[l]) + sum : sum);
+    for (int64_t i = 0; i < groups; ++i) {
+      const Span span = span_of(a.k, a.stream.col_offset, first + i);
+      for (int64_t n = 0; n < a.n; ++n) {
+        const float* from = sums + (i * a.n + n) * kGroup;
+        Out* dw = a.out + n * a.k + span.start;
+        for (int l = span.skip; l < span.skip + span.n; ++l) {
+          const float sum = from[l] * scale;
+          dw[l] = from_float<Out>(a.accumulate ? to_float(dw[l]) + sum : sum);
+        }
       }
     }
   }
