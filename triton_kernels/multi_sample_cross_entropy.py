@@ -123,12 +123,13 @@ class _Head:
         (M, K), N = self.x.shape, self.weight.shape[0]
         height, single = M * self.samples, self.x.dtype == torch.float32
         block_m, block_k = (32, 32) if single else (64, 64)
+        block_n = max(16, triton.next_power_of_2(N))
         multi_sample_cross_entropy_kernel[(triton.cdiv(height, block_m),)](
             self.x, self.weight, self.bias, self.target, self.ce_weight, lse, loss, grad, g,
             self.x.stride(0), self.weight.stride(0), height, N, K, m_class(height), self.samples,
             self.ignore_index, self.smoothing, **self.stream, SOFT=self.soft,
             UNIT_N=launch.unit(N), UNIT_K=launch.unit(K, self.x.stride(0), self.weight.stride(0)),
-            BLOCK_M=block_m, BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_K=block_k, num_warps=4, num_stages=3,
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8 if block_n > 64 else 4, num_stages=3,
         )  # fmt: skip
 
     def logits(self, s):
