@@ -63,10 +63,10 @@ def multi_sample_cross_entropy_kernel(
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
     N, K = multiple(N, UNIT_N), multiple(K, UNIT_K)
     x_stride, w_stride = multiple(x_stride, UNIT_K), multiple(w_stride, UNIT_K)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first, offsets = tl.program_id(0).to(tl.int64) * BLOCK_M, tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_N)
-    row_inside = rows < M
-    x_rows, height, sub_stream, places = philox.sample_rows(rows, M, samples, sample)
+    row_inside = first + offsets < M
+    x_rows, height, sub_stream, places = philox.sample_rows(first, offsets, M, samples, sample)
     key, i = philox.stream_rows(key_ptr, x_rows, height, rows_per_key, row_offset)
     z = scale * dropped_product(
         x_ptr, w_ptr, x_stride, w_stride, N, K, x_rows, row_inside, cols, key, i, sub_stream, block_offset, shift,
