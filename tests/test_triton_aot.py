@@ -163,10 +163,11 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
     """Every kernel in its autotuned tiles; sizes that are multiples of 8 only (1000) are as good as round ones."""
     from randfuse.triton_kernels import tuning
 
+    smallest = tuning.HALF_CONFIGS[-1:], tuning.SINGLE_CONFIGS[-1:]
     monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[:tiles])
     launch_all(DTYPES[name], *sizes)
-    monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[-1:])
-    monkeypatch.setattr(tuning, "SINGLE_CONFIGS", tuning.SINGLE_CONFIGS[-1:])
+    monkeypatch.setattr(tuning, "HALF_CONFIGS", smallest[0])
+    monkeypatch.setattr(tuning, "SINGLE_CONFIGS", smallest[1])
     launch_heads(DTYPES[name], sizes[0], sizes[2])
     show(f"sm_90, {name}, M, N, K = {sizes}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"

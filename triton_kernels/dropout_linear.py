@@ -61,10 +61,10 @@ def dropout_linear_kernel(
         multiple(w_stride, UNIT_K),
     )
     tile_m, tile_n = tile_of_program(tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offsets = tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_inside = rows < M
-    x_rows, height, sample, places = philox.sample_rows(rows, M, samples, sample)
+    row_inside = tile_m * BLOCK_M + offsets < M
+    x_rows, height, sample, places = philox.sample_rows(tile_m * BLOCK_M, offsets, M, samples, sample)
     key, i = philox.stream_rows(key_ptr, x_rows, height, rows_per_key, row_offset)
     acc = dropped_product(
         x_ptr, w_ptr, x_stride, w_stride, N, K, x_rows, row_inside, cols, key, i, sample, block_offset, shift, threshold,
@@ -105,9 +105,9 @@ def dropout_linear_wgrad_kernel(
     first = tl.program_id(1) * part
     last = tl.minimum(first + part, M)
     for start in range(first, last, BLOCK_K):
-        rows = start + tl.arange(0, BLOCK_K)
-        row_inside = (rows < last)[:, None]
-        x_rows, height, sub_stream, places = philox.sample_rows(rows, M, samples, sample)
+        offsets = tl.arange(0, BLOCK_K)
+        row_inside = (start + offsets < last)[:, None]
+        x_rows, height, sub_stream, places = philox.sample_rows(start, offsets, M, samples, sample)
         g_mask, x_mask = n_inside[None, :] & row_inside, k_inside[None, :] & row_inside
         g = tl.load(g_ptr + places[:, None] * g_stride + n[None, :], mask=g_mask, other=0.0)  # (BLOCK_K, BLOCK_M)
         x = tl.load(x_ptr + x_rows[:, None] * x_stride + k[None, :], mask=x_mask, other=0.0)  # (BLOCK_K, BLOCK_N)

@@ -63,10 +63,10 @@ def multi_sample_cross_entropy_kernel(
     threshold, scale = philox.drop_rate(p_ptr, threshold, scale)
     N, K = multiple(N, UNIT_N), multiple(K, UNIT_K)
     x_stride, w_stride = multiple(x_stride, UNIT_K), multiple(w_stride, UNIT_K)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first, offsets = tl.program_id(0).to(tl.int64) * BLOCK_M, tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_N)
-    row_inside = rows < M
-    x_rows, height, sub_stream, places = philox.sample_rows(rows, M, samples, sample)
+    row_inside = first + offsets < M
+    x_rows, height, sub_stream, places = philox.sample_rows(first, offsets, M, samples, sample)
     key, i = philox.stream_rows(key_ptr, x_rows, height, rows_per_key, row_offset)
     z = scale * dropped_product(
         x_ptr, w_ptr, x_stride, w_stride, N, K, x_rows, row_inside, cols, key, i, sub_stream, block_offset, shift,
@@ -123,12 +123,13 @@ class _Head:
         (M, K), N = self.x.shape, self.weight.shape[0]
         height, single = M * self.samples, self.x.dtype == torch.float32
         block_m, block_k = (32, 32) if single else (64, 64)
+        block_n = max(16, triton.next_power_of_2(N))
         multi_sample_cross_entropy_kernel[(triton.cdiv(height, block_m),)](
             self.x, self.weight, self.bias, self.target, self.ce_weight, lse, loss, grad, g,
             self.x.stride(0), self.weight.stride(0), height, N, K, m_class(height), self.samples,
             self.ignore_index, self.smoothing, **self.stream, SOFT=self.soft,
             UNIT_N=launch.unit(N), UNIT_K=launch.unit(K, self.x.stride(0), self.weight.stride(0)),
-            BLOCK_M=block_m, BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_K=block_k, num_warps=4, num_stages=3,
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8 if block_n > 64 else 4, num_stages=3,
         )  # fmt: skip
 
     def logits(self, s):

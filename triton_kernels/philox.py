@@ -48,15 +48,17 @@ def stream_rows(key_ptr, rows, limit, rows_per_key, row_offset):
 
 
 @triton.jit
-def sample_rows(rows, limit, samples, sample):
-    """Matrix rows, their number, sub-streams and places in a (samples, matrix rows) result of the rows `rows` < `limit`
-    of a head, in which all samples of a matrix row follow one another: the cache serves them from one read.
+def sample_rows(first, offsets, limit, samples, sample):
+    """Matrix rows, their number, sub-streams and places in a (samples, matrix rows) result of the rows first + offsets,
+    below `limit`, of a head, in which all samples of a matrix row follow one another: the cache serves them from one read.
     """
     if samples is None:
-        return rows, limit, sample, rows
+        return first + offsets, limit, sample, first + offsets
     else:
-        row = rows // samples
-        m = rows - row * samples
+        row = first // samples
+        place = (first - row * samples).to(tl.int32) + offsets  # 32 bits: the tile is spared 64-bit divisions
+        m = place % samples
+        row += place // samples
         height = limit // samples
         return row, height, (m + sample).to(tl.uint32)[:, None], m * height + row
 
