@@ -6,7 +6,7 @@ Every decision is a pure function of (key, op, coordinates), the same on CPU, CU
 from . import _extension, _registry
 from ._backends import use_backend
 from .keys import draw_key, effective_p, fold_in, key, split
-from .ops import dropout, dropout_linear, dropout_mask, linear_dropout
+from .ops import dropout, dropout_linear, dropout_mask, hadamard_transform, linear_dropout
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,9 +16,11 @@ __all__ = [
     "dropout_mask",
     "effective_p",
     "fold_in",
+    "hadamard_transform",
     "key",
     "linear_dropout",
     "nn",
+    "sketch",
     "split",
     "use_backend",
 ]
@@ -26,4 +28,4 @@ __all__ = [
 if _extension.problem is None:
     _registry.install("randfuse")
 
-from . import nn
+from . import nn, sketch
