@@ -25,6 +25,22 @@ ROOMS = [
     "tests/test_{op}.py",
     "benchmarks/cases/{op}.py",
 ]
+# The rooms that an op has nothing in, by design.
+CUDA = {"csrc/kernels/cuda/{op}.cu", "csrc/kernels/cuda/{op}.cuh", "csrc/tests/test_cuda_{op}.cpp"}
+TRITON = {"triton_kernels/{op}.py"}
+SKETCH = {"benchmarks/cases/{op}.py"}  # benchmarks/sketch.py has them all: a case is about dropped places
+LACKS = {
+    "dense_sketch": CUDA | SKETCH,
+    "distinct_rows": CUDA | TRITON | SKETCH,
+    "hadamard_transform": TRITON | SKETCH,
+    "sparse_sketch": SKETCH,
+}
+# Kernels that the design has and the project not yet.
+NOT_YET = {
+    "dense_sketch": TRITON,
+    "hadamard_transform": CUDA,
+    "sparse_sketch": CUDA | TRITON,
+}
 
 
 def source_files(*suffixes: str, under: str = "") -> list[Path]:
@@ -35,8 +51,11 @@ def source_files(*suffixes: str, under: str = "") -> list[Path]:
 
 @pytest.mark.parametrize("op", OPS)
 def test_one_op_one_name_in_every_room(op):
-    missing = [room.format(op=op) for room in ROOMS if not (ROOT / room.format(op=op)).exists()]
-    assert not missing, f"{op} has no file in: {missing}"
+    missing = {room for room in ROOMS if not (ROOT / room.format(op=op)).exists()}
+    expected = LACKS.get(op, set()) | NOT_YET.get(op, set())
+    assert missing == expected, (
+        f"{op} has no file in {missing - expected}, and one it should not have in {expected - missing}"
+    )
 
 
 def test_kernels_are_torch_free():

@@ -74,7 +74,7 @@ RF_HD Turn turn(uint32_t w) {
   s = fma32(s, t, -0x1.32ca86p-8f);
   s = fma32(s, t, 0x1.466bbap-4f);
   s = fma32(s, t, -0x1.4abbcep-1f);
-  s = x * fma32(s, t, 0x1.921fb6p+0f);
+  s = fma32(x, 0x1.921fb6p+0f, x * fma32(s, t, -0x1.777a5cp-25f));  // pi / 2 in two parts
   float c = 0x1.d9f7bap-11f;
   c = fma32(c, t, -0x1.55c664p-6f);
   c = fma32(c, t, 0x1.03c1dep-2f);

@@ -5,8 +5,6 @@ As in `sparse_sketch`, the ops take K keys, and sketch and adjoint are each othe
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 

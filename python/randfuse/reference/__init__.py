@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .dense_sketch import dense_sketch, dense_sketch_adjoint, dense_sketch_entries
+from .distinct_rows import distinct_rows
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear, dropout_linear_dgrad, dropout_linear_wgrad
 from .hadamard_transform import hadamard_transform
@@ -25,6 +26,7 @@ FUNCTIONS: dict[str, Callable] = {
         dense_sketch,
         dense_sketch_adjoint,
         dense_sketch_entries,
+        distinct_rows,
         hadamard_transform,
         sparse_sketch,
         sparse_sketch_adjoint,

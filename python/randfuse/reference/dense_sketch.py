@@ -29,9 +29,7 @@ def _normals(key: Tensor, row: Tensor, first: int, count: int) -> Tensor:
     return z.float().flatten(-3)[..., first - start :][..., :count]
 
 
-def dense_sketch_entries(
-    key: Tensor, family: str, row_begin: int, row_end: int, col_offset: int, cols: int
-) -> Tensor:
+def dense_sketch_entries(key: Tensor, family: str, row_begin: int, row_end: int, col_offset: int, cols: int) -> Tensor:
     """(K, rows, cols) float32, unscaled."""
     row = torch.arange(row_begin, row_end, device=key.device).unsqueeze(-1)
     if family == "gaussian":
@@ -40,9 +38,7 @@ def dense_sketch_entries(
     return 1 - 2 * bit.float()
 
 
-def dense_sketch(
-    a: Tensor, key: Tensor, family: str, d: int, row_begin: int, row_end: int, col_offset: int
-) -> Tensor:
+def dense_sketch(a: Tensor, key: Tensor, family: str, d: int, row_begin: int, row_end: int, col_offset: int) -> Tensor:
     """a (m, n) -> (K, rows, n), float64 of float64, else float32."""
     wide = a.to(streams.sum_dtype(a))
     s = dense_sketch_entries(key, family, row_begin, row_end, col_offset, a.shape[0])

@@ -21,9 +21,7 @@ def sparse_sketch_entries(key: Tensor, d: int, nnz: int, col_offset: int, cols: 
     return rows, (1 - 2 * (word & 1)).to(torch.int8)
 
 
-def sparse_sketch(
-    a: Tensor, key: Tensor, d: int, nnz: int, row_begin: int, row_end: int, col_offset: int
-) -> Tensor:
+def sparse_sketch(a: Tensor, key: Tensor, d: int, nnz: int, row_begin: int, row_end: int, col_offset: int) -> Tensor:
     """a (m, n) -> (K, rows, n), float64 of float64, else float32."""
     rows, signs = sparse_sketch_entries(key, d, nnz, col_offset, a.shape[0])
     wide = a.to(streams.sum_dtype(a))
@@ -46,7 +44,8 @@ def csr_sketch(
     col_offset: int,
 ) -> Tensor:
     """The same of a sparse matrix (m, cols) in compressed rows."""
-    a = torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, cols)).to_dense()
+    row = torch.arange(len(crow) - 1, device=crow.device).repeat_interleave(crow.diff())
+    a = values.new_zeros(len(crow) - 1, cols).index_put((row, col), values)
     return sparse_sketch(a, key, d, nnz, row_begin, row_end, col_offset)
 
 

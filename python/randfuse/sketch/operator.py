@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Operator(ABC):
         self.key = keys.resolve(key, generator, device).reshape(())
         self.d, self.m = d, m
         self.rows, self.cols = (0, d), (0, m)
+
+    takes_csr: ClassVar[bool] = False
 
     # --- a block, and how it acts on matrices with keys (K,) for K operators at once --------------------------------
 
@@ -179,6 +181,8 @@ def sketch_many(operators: Sequence[Operator], a: Tensor, dim: int = 0) -> Tenso
 def sketch(block: Operator, a: Tensor, dim: int, key: Tensor) -> Tensor:
     """a (…, cols, …) -> (K, …, rows, …)."""
     if a.layout == torch.sparse_csr:
+        if not block.takes_csr:
+            raise TypeError(f"{block.name}: a must be dense, got {a.layout}")
         if dim != 0:
             raise ValueError(f"{block.name}: dim must be 0 for a CSR matrix, got {dim}")
         return block._sketch(a, key)

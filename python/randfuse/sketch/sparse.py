@@ -27,6 +27,8 @@ class SJLT(Operator):
     True
     """
 
+    takes_csr = True
+
     def __init__(
         self, d: int, m: int, *, key: Tensor | None = None, generator: torch.Generator | None = None, nnz: int = 4
     ) -> None:
