@@ -7,9 +7,12 @@
 
 #include "philox.h"
 
+// Inlined into code for each instruction set: a copy of its own would be compiled for none of them.
+#define RF_INLINE RF_HD __attribute__((always_inline))
+
 namespace randfuse {
 
-RF_HD float fma32(float a, float b, float c) {
+RF_INLINE float fma32(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return fmaf(a, b, c);
 #else  // one instruction where the caller's target has it, else a call of the C library
@@ -17,7 +20,7 @@ RF_HD float fma32(float a, float b, float c) {
 #endif
 }
 
-RF_HD int32_t bits_of(float x) {
+RF_INLINE int32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
   return __float_as_int(x);
 #else
@@ -27,7 +30,7 @@ RF_HD int32_t bits_of(float x) {
 #endif
 }
 
-RF_HD float float_of(int32_t bits) {
+RF_INLINE float float_of(int32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __int_as_float(bits);
 #else
@@ -38,14 +41,14 @@ RF_HD float float_of(int32_t bits) {
 }
 
 // w | 1 rounded to 24 bits, by halves of 16 which are exact: every unit rounds alike.
-RF_HD float odd_word(uint32_t w) {
+RF_INLINE float odd_word(uint32_t w) {
   const float high = static_cast<float>(static_cast<int32_t>(w >> 16));
   return high * 65536.0f + static_cast<float>(static_cast<int32_t>((w & 0xFFFFu) | 1u));
 }
 
 // -2 log(u) of u = odd_word(w) 2^-32 in (0, 1]. u = 2^k (1 + f), sqrt(1/2) <= 1 + f < sqrt(2): f is
 // exact, so the result keeps its relative accuracy where u is near 1.
-RF_HD float minus_two_log(uint32_t w) {
+RF_INLINE float minus_two_log(uint32_t w) {
   const int32_t bits = bits_of(odd_word(w)), root = 0x3F3504F3;
   const int32_t k = (bits - root) >> 23;
   const float f = float_of(bits - k * (1 << 23)) - 1.0f, n = static_cast<float>(k - 32);
@@ -68,7 +71,7 @@ struct Turn {
 };
 
 // cos and sin of (pi / 2)(q + x): q the upper 2 bits of w, x in [-1/2, 1/2) the others, 24 bits.
-RF_HD Turn turn(uint32_t w) {
+RF_INLINE Turn turn(uint32_t w) {
   const float x = static_cast<float>(static_cast<int32_t>(w << 2)) * 0x1p-32f, t = x * x;
   float s = 0x1.4bc256p-13f;
   s = fma32(s, t, -0x1.32ca86p-8f);
@@ -89,3 +92,5 @@ RF_HD Turn turn(uint32_t w) {
 }
 
 }  // namespace randfuse
+
+#undef RF_INLINE

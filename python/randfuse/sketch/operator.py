@@ -24,7 +24,7 @@ class Operator(ABC):
 
     `S @ A`, `A @ S.T`, `S.T @ Y`, `Y @ S` and `S[i0:i1, j0:j1]` are what they are for the matrix `S.to_dense()`, and
     differentiable in A and Y. Results are float32 (float64 of float64 data) whatever the dtype of the data, and do not
-    depend on the number of threads.
+    depend on the number of threads. Compiled code writes `S.apply(A)`: torch.compile traces no `@` of such objects.
     """
 
     def __init__(self, d: int, m: int, *, key: Tensor | None = None, generator: torch.Generator | None = None) -> None:
