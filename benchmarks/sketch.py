@@ -48,7 +48,9 @@ def sparse(nnz: int) -> Comparison:
         "read": lambda: a.sum(),
     }
     if nnz == 1:
-        variants["clarkson_woodruff"] = lambda: torch.from_numpy(scipy.linalg.clarkson_woodruff_transform(a.numpy(), d, 0))
+        variants["clarkson_woodruff"] = lambda: torch.from_numpy(
+            scipy.linalg.clarkson_woodruff_transform(a.numpy(), d, 0)
+        )
     return Comparison(f"SJLT(nnz={nnz}) {m}×{n} -> {d}", variants, ("torch sparse", "scipy csr"))
 
 

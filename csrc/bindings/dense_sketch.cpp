@@ -31,8 +31,7 @@ Tensor dense_sketch_cpu(const Tensor& a, const Tensor& key, c10::string_view fam
   const Tensor keys =
       check_sketch(op, key, a.device(), d, row_begin, row_end, col_offset, a.size(0));
   const int64_t rows = row_end - row_begin;
-  const Tensor y =
-      at::zeros({keys.numel(), rows, a.size(1)}, a.options().dtype(sum_dtype(a)));
+  const Tensor y = at::zeros({keys.numel(), rows, a.size(1)}, a.options().dtype(sum_dtype(a)));
   dispatch_float(a, [&](auto type) {
     using T = decltype(type);
     const cpu::DenseSketchArgs<T> args{
@@ -46,8 +45,8 @@ Tensor dense_sketch_cpu(const Tensor& a, const Tensor& key, c10::string_view fam
         static_cast<SumOf<T>>(scale_of(d)),
         {in<int64_t>(keys), keys.numel(), row_begin, row_end, col_offset, kind}};
     parallel_groups(
-        args.tasks(),
-        [&](int64_t begin, int64_t end) { cpu::dense_sketch<T>(args, begin, end); }, 1);
+        args.tasks(), [&](int64_t begin, int64_t end) { cpu::dense_sketch<T>(args, begin, end); },
+        1);
   });
   return y;
 }

@@ -12,8 +12,8 @@ inline at::ScalarType sum_dtype(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// key (K,): K independent operators, of which rows [row_begin, row_end) of d and `cols` columns from
-// col_offset on are meant. Returns the keys, contiguous.
+// key (K,): K independent operators, of which rows [row_begin, row_end) of d and `cols` columns
+// from col_offset on are meant. Returns the keys, contiguous.
 inline Tensor check_sketch(const char* op, const Tensor& key, at::Device device, int64_t d,
                            int64_t row_begin, int64_t row_end, int64_t col_offset, int64_t cols) {
   TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": key must be int64, got ",

@@ -66,7 +66,8 @@ Tensor sparse_sketch_cpu(const Tensor& a, const Tensor& key, int64_t d, int64_t 
 void check_csr(const Tensor& crow, const Tensor& col, const Tensor& values, int64_t cols) {
   constexpr const char* op = "csr_sketch";
   check_float(op, "values", values);
-  for (const auto& [name, x] : {std::pair<const char*, const Tensor&>{"crow", crow}, {"col", col}}) {
+  for (const auto& [name, x] :
+       {std::pair<const char*, const Tensor&>{"crow", crow}, {"col", col}}) {
     TORCH_CHECK_TYPE(x.scalar_type() == at::kLong, op, ": ", name, " must be int64, got ",
                      dtype_name(x));
     TORCH_CHECK_VALUE(x.device() == values.device(), op, ": ", name, " must be on ",
@@ -121,8 +122,7 @@ Tensor sparse_sketch_adjoint_cpu(const Tensor& y, const Tensor& key, int64_t d, 
                                  int64_t row_begin, int64_t row_end, int64_t col_offset,
                                  int64_t cols) {
   constexpr const char* op = "sparse_sketch_adjoint";
-  const Tensor keys =
-      check_sketch(op, key, y.device(), d, row_begin, row_end, col_offset, cols);
+  const Tensor keys = check_sketch(op, key, y.device(), d, row_begin, row_end, col_offset, cols);
   check_nonzeros(op, nnz, d);
   const Tensor sketched = check_sketched(op, y, keys, row_end - row_begin);
   const Tensor x = at::empty({cols, y.size(2)}, sketched.options());
@@ -130,8 +130,12 @@ Tensor sparse_sketch_adjoint_cpu(const Tensor& y, const Tensor& key, int64_t d, 
     using Sum = decltype(type);
     const auto scale = static_cast<Sum>(1 / std::sqrt(static_cast<double>(nnz)));
     const cpu::SparseAdjointArgs<Sum> args{
-        in<Sum>(sketched), out<Sum>(x), cols, y.size(2),
-        {in<int64_t>(keys), keys.numel(), d, nnz, row_begin, row_end, col_offset}, scale};
+        in<Sum>(sketched),
+        out<Sum>(x),
+        cols,
+        y.size(2),
+        {in<int64_t>(keys), keys.numel(), d, nnz, row_begin, row_end, col_offset},
+        scale};
     parallel_groups(
         cols,
         [&](int64_t begin, int64_t end) { cpu::sparse_sketch_adjoint<Sum>(args, begin, end); },
@@ -148,7 +152,9 @@ std::tuple<Tensor, Tensor> sparse_sketch_entries_cpu(const Tensor& key, int64_t 
   check_nonzeros(op, nnz, d);
   const Tensor rows = at::empty({keys.numel(), nnz, cols}, keys.options());
   const Tensor signs = at::empty(rows.sizes(), keys.options().dtype(at::kChar));
-  const cpu::SparseEntriesArgs args{out<int64_t>(rows), out<int8_t>(signs), cols,
+  const cpu::SparseEntriesArgs args{out<int64_t>(rows),
+                                    out<int8_t>(signs),
+                                    cols,
                                     {in<int64_t>(keys), keys.numel(), d, nnz, 0, d, col_offset}};
   parallel_groups(
       cols, [&](int64_t begin, int64_t end) { cpu::sparse_sketch_entries(args, begin, end); },

@@ -4,8 +4,8 @@
 // normal costs 1/4 of a Philox4x32-10 call and half a Box-Muller pair, a sign 1/128 of a
 // Philox4x32-7 call; each entry then serves n columns of data, so signs are free and normals are
 // from n of some 50 on. The multiplication is our own because the library's bits depend on threads:
-// panels of data are packed (any strides and dtype) and each result is one chain of fma in the order
-// of the index that is summed over, so no bit depends on threads or on AVX2 against AVX-512.
+// panels of data are packed (any strides and dtype) and each result is one chain of fma in the
+// order of the index that is summed over, so no bit depends on threads or on AVX2 against AVX-512.
 #pragma once
 #include <cstdint>
 
@@ -16,7 +16,7 @@ namespace randfuse::cpu {
 enum class Family { kGaussian, kRademacher };
 
 inline constexpr int64_t kTileRows = 64, kTileCols = 512;  // 128 KiB of floats a thread
-inline constexpr int64_t kPanelBytes = 192;                 // three of the widest registers
+inline constexpr int64_t kPanelBytes = 192;                // three of the widest registers
 
 struct DenseEntriesArgs {
   float* out;  // (rows, cols), row-major
@@ -36,11 +36,11 @@ struct DenseOperator {
 
 template <class T>
 struct DenseSketchArgs {
-  const T* in;       // (cols, n) of any strides, or (count, rows, n) contiguous for the adjoint
-  SumOf<T>* out;     // (count, rows, n) or (cols, n), zeroed
-  int64_t cols, n;   // cols: of the operator
+  const T* in;      // (cols, n) of any strides, or (count, rows, n) contiguous for the adjoint
+  SumOf<T>* out;    // (count, rows, n) or (cols, n), zeroed
+  int64_t cols, n;  // cols: of the operator
   int64_t row_stride, col_stride;  // of in
-  int64_t step;      // rows of out in a task, at most kTileRows (kTileCols)
+  int64_t step;                    // rows of out in a task, at most kTileRows (kTileCols)
   SumOf<T> scale;
   DenseOperator op;
   int64_t tasks() const { return op.count * ((op.rows() + step - 1) / step); }

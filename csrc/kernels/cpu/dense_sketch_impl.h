@@ -172,8 +172,8 @@ inline void tile_product(const float* tile, int64_t out_stride, int64_t k_stride
                             y + r * n + c, n, cols, scale);
     }
     for (; r < rows; ++r) {
-      multiply<1>(tile + r * out_stride, out_stride, k_stride, depth, panel, y + r * n + c, n,
-                  cols, scale);
+      multiply<1>(tile + r * out_stride, out_stride, k_stride, depth, panel, y + r * n + c, n, cols,
+                  scale);
     }
   }
 }

@@ -14,8 +14,7 @@ void distinct_rows(uint64_t key, uint32_t substream, int64_t population, int64_t
     return found == moved.end() ? place : found->second;
   };
   for (int64_t t = 0; t < count; ++t) {
-    const Words w =
-        long_block<kWordRounds>(key, static_cast<uint64_t>(t / 2), substream, kDomain);
+    const Words w = long_block<kWordRounds>(key, static_cast<uint64_t>(t / 2), substream, kDomain);
     const uint32_t low = w.r[t % 2 * 2], high = w.r[t % 2 * 2 + 1];
     // (high 2^32 + low) n / 2^64, with n below 2^32.
     const uint64_t n = static_cast<uint64_t>(population - t);

@@ -1,6 +1,7 @@
-// `count` different numbers below `population`, every ordered choice equally likely (Fisher, Yates):
-// step t swaps place t with place t + floor(u (population - t) / 2^64), u a 64-bit word of domain 19.
-// Only places that have been swapped are held: O(count) time and memory for any population.
+// `count` different numbers below `population`, every ordered choice equally likely (Fisher,
+// Yates): step t swaps place t with place t + floor(u (population - t) / 2^64), u a 64-bit word of
+// domain 19. Only places that have been swapped are held: O(count) time and memory for any
+// population.
 #pragma once
 #include <cstdint>
 

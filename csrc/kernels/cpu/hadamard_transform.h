@@ -3,8 +3,9 @@
 //
 // Bytes: one read and one write while a tile of whole transforms fits the L2 cache, n <= 2^16 where
 // inner is 1 and n <= 2^12 elsewhere; beyond, H_{ab} = (H_a x I)(I x H_b) makes two passes of it.
-// n log2 n additions: log2 of a register's lanes inside registers, the rest between them, up to four
-// levels a pass over the tile. Each sum is taken in the same order whatever the instruction set.
+// n log2 n additions: log2 of a register's lanes inside registers, the rest between them, up to
+// four levels a pass over the tile. Each sum is taken in the same order whatever the instruction
+// set.
 #pragma once
 #include <cstdint>
 

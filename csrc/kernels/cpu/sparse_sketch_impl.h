@@ -70,8 +70,8 @@ struct Batch {
   const Sum* data;
   int64_t stride;
 
-  Batch(const cpu::SparseSketchArgs<T>& a, int64_t row, int64_t rows, int64_t col,
-        int64_t cols, Sum* buffer) {
+  Batch(const cpu::SparseSketchArgs<T>& a, int64_t row, int64_t rows, int64_t col, int64_t cols,
+        Sum* buffer) {
     const T* from = a.a + row * a.row_stride + col * a.col_stride;
     if constexpr (std::is_same_v<T, Sum>) {
       if (a.col_stride == 1) {
@@ -87,7 +87,8 @@ struct Batch {
     } else {
       for (int64_t c = 0; c < cols; ++c) {
         const T* column = from + c * a.col_stride;
-        for (int64_t r = 0; r < rows; ++r) buffer[r * cols + c] = to_float(column[r * a.row_stride]);
+        for (int64_t r = 0; r < rows; ++r)
+          buffer[r * cols + c] = to_float(column[r * a.row_stride]);
       }
     }
   }
