@@ -124,6 +124,8 @@ def test_kinds_with_one_key_share_nothing():
         for two in images:
             if one < two and {one, two} - set(SPARSE):
                 assert z_of_mean((images[one] * images[two]).sum(1), 0.0).abs() < 5.5, (one, two)
+    kept = [OPERATORS[name](D, 512, key=KEY)._kept(keys[:3], 1) for name in ("SRHT", "SRDCT")]
+    assert not torch.equal(*kept), "the rows kept must differ too"
 
 
 # --- the operator is the matrix
