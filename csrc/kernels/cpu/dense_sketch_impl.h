@@ -1,32 +1,15 @@
 namespace randfuse::RF_ISA {
 #include "simd.h"
+// lanes.h builds on simd.h
+#include "lanes.h"
 
 #if RF_LEVEL == RF_AVX512
 inline F32 square_root(F32 x) { return _mm512_sqrt_ps(x); }
-using F64 = __m512d;
-inline F64 load(const double* p) { return _mm512_loadu_pd(p); }
-inline void store(double* p, F64 x) { _mm512_storeu_pd(p, x); }
-inline F64 broadcast(double x) { return _mm512_set1_pd(x); }
-inline F64 fma(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
 constexpr int kRowsAtOnce = 8;  // with three registers of columns: 24 sums in 32 registers
 #elif RF_LEVEL == RF_AVX2
 inline F32 square_root(F32 x) { return _mm256_sqrt_ps(x); }
-using F64 = __m256d;
-inline F64 load(const double* p) { return _mm256_loadu_pd(p); }
-inline void store(double* p, F64 x) { _mm256_storeu_pd(p, x); }
-inline F64 broadcast(double x) { return _mm256_set1_pd(x); }
-inline F64 fma(F64 a, F64 b, F64 c) { return _mm256_fmadd_pd(a, b, c); }
 constexpr int kRowsAtOnce = 4;  // 12 sums in 16 registers
 #else
-typedef double F64 __attribute__((vector_size(16)));
-inline F64 load(const double* p) {
-  F64 x;
-  std::memcpy(&x, p, sizeof x);
-  return x;
-}
-inline void store(double* p, F64 x) { std::memcpy(p, &x, sizeof x); }
-inline F64 broadcast(double x) { return F64{x, x}; }
-inline F64 fma(F64 a, F64 b, F64 c) { return a * b + c; }
 constexpr int kRowsAtOnce = 4;
 inline F32 square_root(F32 x) {
   for (int l = 0; l < kF32; ++l) x[l] = std::sqrt(x[l]);
@@ -107,16 +90,6 @@ inline void dense_sketch_entries(const cpu::DenseEntriesArgs& a, int64_t begin, 
 }
 
 template <class Sum>
-struct VectorOf {
-  using type = F32;
-};
-template <>
-struct VectorOf<double> {
-  using type = F64;
-};
-template <class Sum>
-constexpr int kLanes = sizeof(typename VectorOf<Sum>::type) / sizeof(Sum);
-template <class Sum>
 constexpr int kPanel = 3 * kLanes<Sum>;
 
 // y[r][c] += scale * sum over k of s[r * out_stride + k * k_stride] * panel[k][c], for kRows rows
@@ -163,7 +136,7 @@ inline void tile_product(const float* tile, int64_t out_stride, int64_t k_stride
     for (int64_t k = 0; k < depth; ++k) {
       const T* from = x + k * row_stride + c * col_stride;
       Sum* to = panel + k * kPanel<Sum>;
-      for (int64_t l = 0; l < cols; ++l) to[l] = to_float(from[l * col_stride]);
+      widen(from, col_stride, to, cols);
       for (int64_t l = cols; l < kPanel<Sum>; ++l) to[l] = 0;
     }
     int64_t r = 0;

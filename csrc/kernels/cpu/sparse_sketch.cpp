@@ -8,6 +8,10 @@
 
 namespace randfuse::cpu {
 
+static std::vector<Nonzero> run_buffer(const SparseOperator& op) {
+  return std::vector<Nonzero>(kSketchBatch * op.count * op.nnz);
+}
+
 SketchTiles sketch_tiles(int64_t rows, int64_t cols, int64_t out_rows, int64_t accumulator_bytes) {
   constexpr int64_t kCache = 512 << 10, kScratch = 16 << 20, kTasks = 8, kLeastRows = 1024;
   const int64_t column_bytes = std::max<int64_t>(out_rows * accumulator_bytes, 1);
@@ -30,11 +34,13 @@ SketchTiles sketch_tiles(int64_t rows, int64_t cols, int64_t out_rows, int64_t a
 template <class T>
 void sparse_sketch(const SparseSketchArgs<T>& args, int64_t begin, int64_t end) {
   std::vector<SumOf<T>> buffer(kSketchBatch * args.tiles.width);
-  RF_DISPATCH(sparse_sketch<T>)(args, buffer.data(), begin, end);
+  auto entries = run_buffer(args.op);
+  RF_DISPATCH(sparse_sketch<T>)(args, buffer.data(), entries.data(), begin, end);
 }
 template <class T>
 void csr_sketch(const CsrSketchArgs<T>& args, int64_t begin, int64_t end) {
-  RF_DISPATCH(csr_sketch<T>)(args, begin, end);
+  auto entries = run_buffer(args.op);
+  RF_DISPATCH(csr_sketch<T>)(args, entries.data(), begin, end);
 }
 template <class Sum>
 void sketch_sums(const SketchSumArgs<Sum>& args, int64_t begin, int64_t end) {
@@ -42,7 +48,8 @@ void sketch_sums(const SketchSumArgs<Sum>& args, int64_t begin, int64_t end) {
 }
 template <class Sum>
 void sparse_sketch_adjoint(const SparseAdjointArgs<Sum>& args, int64_t begin, int64_t end) {
-  RF_DISPATCH(sparse_sketch_adjoint<Sum>)(args, begin, end);
+  auto entries = run_buffer(args.op);
+  RF_DISPATCH(sparse_sketch_adjoint<Sum>)(args, entries.data(), begin, end);
 }
 void sparse_sketch_entries(const SparseEntriesArgs& args, int64_t begin, int64_t end) {
   RF_DISPATCH(sparse_sketch_entries)(args, begin, end);

@@ -22,6 +22,11 @@ struct SparseOperator {
   int64_t rows() const { return row_end - row_begin; }
 };
 
+struct Nonzero {
+  int64_t row;  // among the rows of all Y_k
+  float sign;
+};
+
 struct SketchTiles {
   int64_t width, strips;       // columns of A in a strip
   int64_t chunk_rows, chunks;  // rows of A in a chunk

@@ -1,29 +1,40 @@
 namespace randfuse::RF_ISA {
 #include "simd.h"
+// lanes.h builds on simd.h
+#include "lanes.h"
 
 constexpr int64_t kBatch = cpu::kSketchBatch;
 
-// The nonzeros of a run of at most kBatch columns that does not cross a multiple of kBatch.
-struct Draws {
-  alignas(64) uint32_t words[kBatch];
-  uint32_t first, size;  // rows that this nonzero may lie in
-  int64_t skip;          // where the run begins in the words
-
-  void draw(const cpu::SparseOperator& op, int64_t k, int64_t t, int64_t column) {
-    const uint64_t number = static_cast<uint64_t>(column / kBatch) * (kBatch / 4);
-    const Row row =
-        row_of(static_cast<uint64_t>(op.keys[k]), static_cast<uint32_t>(number >> 32),
-               static_cast<uint32_t>(t), domain_word(static_cast<uint32_t>(Op::kSketchIndex), 5));
-    for (int64_t l = 0; l < kBatch; l += 32) {
-      words32(row, static_cast<uint32_t>(number) + static_cast<uint32_t>(l / 4), words + l);
-    }
-    first = first_row(op.d, op.nnz, t);
-    size = first_row(op.d, op.nnz, t + 1) - first;
-    skip = column % kBatch;
+// Words of nonzero t of operator k for the kBatch columns around `column`.
+inline void draw(const cpu::SparseOperator& op, int64_t k, int64_t t, int64_t column,
+                 uint32_t* words) {
+  const uint64_t number = static_cast<uint64_t>(column / kBatch) * (kBatch / 4);
+  const Row row =
+      row_of(static_cast<uint64_t>(op.keys[k]), static_cast<uint32_t>(number >> 32),
+             static_cast<uint32_t>(t), domain_word(static_cast<uint32_t>(Op::kSketchIndex), 5));
+  for (int64_t l = 0; l < kBatch; l += 32) {
+    words32(row, static_cast<uint32_t>(number) + static_cast<uint32_t>(l / 4), words + l);
   }
-  int64_t row(int64_t c) const { return nonzero_row(words[skip + c], first, size); }
-  float sign(int64_t c) const { return nonzero_sign(words[skip + c]); }
-};
+}
+
+// body(e, c, row, sign): nonzero e = k * nnz + t of column c of a run of at most kBatch columns
+// that does not cross a multiple of kBatch; row is in the whole operator.
+template <class Body>
+inline void for_each_nonzero(const cpu::SparseOperator& op, int64_t begin, int64_t count,
+                             Body&& body) {
+  const int64_t column = op.col_offset + begin, skip = column % kBatch;
+  for (int64_t e = 0; e < op.count * op.nnz; ++e) {
+    alignas(64) uint32_t words[kBatch];
+    const int64_t t = e % op.nnz;
+    draw(op, e / op.nnz, t, column, words);
+    const uint32_t first = first_row(op.d, op.nnz, t);
+    const uint32_t size = first_row(op.d, op.nnz, t + 1) - first;
+    for (int64_t c = 0; c < count; ++c) {
+      const uint32_t word = words[skip + c];
+      body(e, c, static_cast<int64_t>(nonzero_row(word, first, size)), nonzero_sign(word));
+    }
+  }
+}
 
 // body(begin, count): the columns [begin, begin + count) of the operator's block, run by run.
 template <class Body>
@@ -36,31 +47,95 @@ inline void for_each_run(const cpu::SparseOperator& op, int64_t begin, int64_t e
   }
 }
 
-// body(out, c, sign): nonzero of column c of the run, in row `out` of all the Y_k together.
-template <class Body>
-inline void for_each_nonzero(const cpu::SparseOperator& op, int64_t begin, int64_t count,
-                             Body&& body) {
-  Draws draws;
-  for (int64_t k = 0; k < op.count; ++k) {
-    for (int64_t t = 0; t < op.nnz; ++t) {
-      draws.draw(op, k, t, op.col_offset + begin);
-      for (int64_t c = 0; c < count; ++c) {
-        const int64_t row = draws.row(c) - op.row_begin;
-        if (row >= 0 && row < op.rows()) body(k * op.rows() + row, c, draws.sign(c));
-      }
-    }
+// The nonzeros of a run by columns: a piece of a row of A stays in registers while it is added to
+// all the sums that it belongs to.
+struct Run {
+  cpu::Nonzero* entries;  // those of column c from c * most on
+  int64_t most;
+  int64_t counts[kBatch];
+
+  Run(const cpu::SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
+      : entries(buffer), most(op.count * op.nnz), counts{} {
+    for_each_nonzero(op, begin, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
+      if (row < op.row_begin || row >= op.row_end) return;
+      entries[c * most + counts[c]++] = {e / op.nnz * op.rows() + row - op.row_begin, sign};
+    });
   }
+};
+
+// [0, n) in steps of four registers, of one, of an element.
+template <class S, class Body4, class Body1, class Body>
+inline void by_registers(int64_t n, Body4&& four, Body1&& one, Body&& element) {
+  int64_t l = 0;
+  for (; l + 4 * kLanes<S> <= n; l += 4 * kLanes<S>) four(l);
+  for (; l + kLanes<S> <= n; l += kLanes<S>) one(l);
+  for (; l < n; ++l) element(l);
 }
 
-// y += sign * x; sixteen at a time, so that the compiler emits whole registers.
-template <class Sum>
-inline void add_signed(Sum* __restrict y, const Sum* __restrict x, Sum sign, int64_t n) {
-  int64_t l = 0;
-  for (; l + 16 <= n; l += 16) {
-#pragma GCC unroll 16
-    for (int v = 0; v < 16; ++v) y[l + v] += sign * x[l + v];
-  }
-  for (; l < n; ++l) y[l] += sign * x[l];
+// sums[row] += sign * x for all nonzeros of one column.
+template <class S>
+inline void scatter(const cpu::Nonzero* e, int64_t count, const S* x, S* sums, int64_t stride,
+                    int64_t n) {
+  constexpr int64_t L = kLanes<S>;
+  by_registers<S>(
+      n,
+      [&](int64_t l) {
+        const auto x0 = load(x + l), x1 = load(x + l + L), x2 = load(x + l + 2 * L),
+                   x3 = load(x + l + 3 * L);
+        for (int64_t i = 0; i < count; ++i) {
+          S* const y = sums + e[i].row * stride + l;
+          const auto sign = broadcast(static_cast<S>(e[i].sign));
+          store(y, fma(sign, x0, load(y)));
+          store(y + L, fma(sign, x1, load(y + L)));
+          store(y + 2 * L, fma(sign, x2, load(y + 2 * L)));
+          store(y + 3 * L, fma(sign, x3, load(y + 3 * L)));
+        }
+      },
+      [&](int64_t l) {
+        for (int64_t i = 0; i < count; ++i) {
+          S* const y = sums + e[i].row * stride + l;
+          store(y, fma(broadcast(static_cast<S>(e[i].sign)), load(x + l), load(y)));
+        }
+      },
+      [&](int64_t l) {
+        for (int64_t i = 0; i < count; ++i) sums[e[i].row * stride + l] += e[i].sign * x[l];
+      });
+}
+
+// x = scale * sum of sign * y[row] over the nonzeros of one column.
+template <class S>
+inline void gather(const cpu::Nonzero* e, int64_t count, const S* y, S* x, int64_t n, S scale) {
+  constexpr int64_t L = kLanes<S>;
+  const auto zero = broadcast(S{0}), factor = broadcast(scale);
+  by_registers<S>(
+      n,
+      [&](int64_t l) {
+        auto x0 = zero, x1 = zero, x2 = zero, x3 = zero;
+        for (int64_t i = 0; i < count; ++i) {
+          const S* const from = y + e[i].row * n + l;
+          const auto sign = broadcast(static_cast<S>(e[i].sign));
+          x0 = fma(sign, load(from), x0);
+          x1 = fma(sign, load(from + L), x1);
+          x2 = fma(sign, load(from + 2 * L), x2);
+          x3 = fma(sign, load(from + 3 * L), x3);
+        }
+        store(x + l, fma(factor, x0, zero));
+        store(x + l + L, fma(factor, x1, zero));
+        store(x + l + 2 * L, fma(factor, x2, zero));
+        store(x + l + 3 * L, fma(factor, x3, zero));
+      },
+      [&](int64_t l) {
+        auto sum = zero;
+        for (int64_t i = 0; i < count; ++i) {
+          sum = fma(broadcast(static_cast<S>(e[i].sign)), load(y + e[i].row * n + l), sum);
+        }
+        store(x + l, fma(factor, sum, zero));
+      },
+      [&](int64_t l) {
+        S sum = 0;
+        for (int64_t i = 0; i < count; ++i) sum += e[i].sign * y[e[i].row * n + l];
+        x[l] = scale * sum;
+      });
 }
 
 // Rows of A as contiguous rows of Sum: A itself where it is that already, else a copy.
@@ -83,22 +158,15 @@ struct Batch {
     data = buffer;
     stride = cols;
     if (a.col_stride == 1) {
-      for (int64_t r = 0; r < rows; ++r) widen(from + r * a.row_stride, buffer + r * cols, cols);
-    } else {
+      for (int64_t r = 0; r < rows; ++r) widen(from + r * a.row_stride, 1, buffer + r * cols, cols);
+    } else {  // column by column: there it is that neighbours lie
       for (int64_t c = 0; c < cols; ++c) {
         const T* column = from + c * a.col_stride;
-        for (int64_t r = 0; r < rows; ++r)
+        for (int64_t r = 0; r < rows; ++r) {
           buffer[r * cols + c] = to_float(column[r * a.row_stride]);
+        }
       }
     }
-  }
-
-  static void widen(const T* in, Sum* out, int64_t n) {
-    int64_t l = 0;
-    if constexpr (std::is_same_v<Sum, float>) {
-      for (; l + kF32 <= n; l += kF32) store(out + l, load(in + l));
-    }
-    for (; l < n; ++l) out[l] = to_float(in[l]);
   }
 };
 
@@ -115,8 +183,8 @@ inline Tile tile_of(const cpu::SketchTiles& t, int64_t rows, int64_t cols, int64
 }
 
 template <class T>
-void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, int64_t begin,
-                   int64_t end) {
+void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, cpu::Nonzero* entries,
+                   int64_t begin, int64_t end) {
   const int64_t out_rows = a.op.count * a.op.rows(), width = a.tiles.width;
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile = tile_of(a.tiles, a.rows, a.cols, out_rows, index);
@@ -124,9 +192,11 @@ void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, int64_t 
     std::memset(sums, 0, sizeof(SumOf<T>) * static_cast<size_t>(out_rows * width));
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
       const Batch<T> batch(a, row, count, tile.col, tile.cols, buffer);
-      for_each_nonzero(a.op, row, count, [&](int64_t out, int64_t c, float sign) {
-        add_signed<SumOf<T>>(sums + out * width, batch.data + c * batch.stride, sign, tile.cols);
-      });
+      const Run run(a.op, row, count, entries);
+      for (int64_t c = 0; c < count; ++c) {
+        scatter(run.entries + c * run.most, run.counts[c], batch.data + c * batch.stride, sums,
+                width, tile.cols);
+      }
     });
   }
 }
@@ -145,21 +215,25 @@ inline int64_t lower_bound(const int64_t* cols, int64_t begin, int64_t end, int6
 }
 
 template <class T>
-void csr_sketch(const cpu::CsrSketchArgs<T>& a, int64_t begin, int64_t end) {
+void csr_sketch(const cpu::CsrSketchArgs<T>& a, cpu::Nonzero* entries, int64_t begin, int64_t end) {
   const int64_t out_rows = a.op.count * a.op.rows(), width = a.tiles.width;
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile = tile_of(a.tiles, a.rows, a.cols, out_rows, index);
     SumOf<T>* sums = a.sums + tile.first_sum;
     std::memset(sums, 0, sizeof(SumOf<T>) * static_cast<size_t>(out_rows * width));
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
-      for_each_nonzero(a.op, row, count, [&](int64_t out, int64_t c, float sign) {
+      const Run run(a.op, row, count, entries);
+      for (int64_t c = 0; c < count; ++c) {
+        const cpu::Nonzero* e = run.entries + c * run.most;
         const int64_t stop = a.crow[row + c + 1], last = tile.col + tile.cols;
-        SumOf<T>* y = sums + out * width - tile.col;
         for (int64_t p = lower_bound(a.col, a.crow[row + c], stop, tile.col);
              p < stop && a.col[p] < last; ++p) {
-          y[a.col[p]] += sign * to_float(a.values[p]);
+          SumOf<T>* y = sums + a.col[p] - tile.col;
+          for (int64_t i = 0; i < run.counts[c]; ++i) {
+            y[e[i].row * width] += e[i].sign * to_float(a.values[p]);
+          }
         }
-      });
+      }
     });
   }
 }
@@ -179,26 +253,23 @@ void sketch_sums(const cpu::SketchSumArgs<Sum>& a, int64_t begin, int64_t end) {
 }
 
 template <class Sum>
-void sparse_sketch_adjoint(const cpu::SparseAdjointArgs<Sum>& a, int64_t begin, int64_t end) {
+void sparse_sketch_adjoint(const cpu::SparseAdjointArgs<Sum>& a, cpu::Nonzero* entries,
+                           int64_t begin, int64_t end) {
   for_each_run(a.op, begin, end, [&](int64_t row, int64_t count) {
-    Sum* x = a.x + row * a.cols;
-    std::memset(x, 0, sizeof(Sum) * static_cast<size_t>(count * a.cols));
-    for_each_nonzero(a.op, row, count, [&](int64_t out, int64_t c, float sign) {
-      add_signed<Sum>(x + c * a.cols, a.y + out * a.cols, sign * a.scale, a.cols);
-    });
+    const Run run(a.op, row, count, entries);
+    for (int64_t c = 0; c < count; ++c) {
+      gather(run.entries + c * run.most, run.counts[c], a.y, a.x + (row + c) * a.cols, a.cols,
+             a.scale);
+    }
   });
 }
 
 inline void sparse_sketch_entries(const cpu::SparseEntriesArgs& a, int64_t begin, int64_t end) {
-  Draws draws;
   for_each_run(a.op, begin, end, [&](int64_t column, int64_t count) {
-    for (int64_t e = 0; e < a.op.count * a.op.nnz; ++e) {
-      draws.draw(a.op, e / a.op.nnz, e % a.op.nnz, a.op.col_offset + column);
-      for (int64_t c = 0; c < count; ++c) {
-        a.rows[e * a.cols + column + c] = draws.row(c);
-        a.signs[e * a.cols + column + c] = static_cast<int8_t>(draws.sign(c));
-      }
-    }
+    for_each_nonzero(a.op, column, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
+      a.rows[e * a.cols + column + c] = row;
+      a.signs[e * a.cols + column + c] = static_cast<int8_t>(sign);
+    });
   });
 }
 
