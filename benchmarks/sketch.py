@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,7 @@ def main() -> None:
         lambda: dense(sketch.Gaussian),
         lambda: dense(sketch.Rademacher),
     )
+    warnings.filterwarnings("ignore", message="Sparse")  # torch's own notes on its sparse tensors
     results = {}
     for make in makers:
         comparison = make()

@@ -23,24 +23,39 @@ struct Simd {
   static void store(S* p, V v) { std::memcpy(p, &v, sizeof v); }
 };
 
-// The transform across the lanes of a register: lane l meets lane l ^ h.
-template <class S>
+// The transform across the lanes of a register: lane l meets lane l ^ kDistance. Recursion instead
+// of loops: every distance must be a constant for the compiler, or registers turn into memory.
+template <int kDistance, class S>
 inline typename Simd<S>::V across_lanes(typename Simd<S>::V v) {
-  using V = typename Simd<S>::V;
-#pragma GCC unroll 4
-  for (int h = 1; h < Simd<S>::kLanes; h *= 2) {
-    V sign, swapped;
+  constexpr int kLanes = Simd<S>::kLanes;
+  if constexpr (kDistance == kLanes) {
+    return v;
+  } else {
+    typename Simd<S>::V sign, swapped;
 #if defined(__clang__)
-    for (int l = 0; l < Simd<S>::kLanes; ++l) swapped[l] = v[l ^ h];
+    for (int l = 0; l < kLanes; ++l) swapped[l] = v[l ^ kDistance];
 #else
     typename Simd<S>::Index index;
-    for (int l = 0; l < Simd<S>::kLanes; ++l) index[l] = l ^ h;
+    for (int l = 0; l < kLanes; ++l) index[l] = l ^ kDistance;
     swapped = __builtin_shuffle(v, index);
 #endif
-    for (int l = 0; l < Simd<S>::kLanes; ++l) sign[l] = l & h ? S{-1} : S{1};
-    v = swapped + sign * v;
+    for (int l = 0; l < kLanes; ++l) sign[l] = l & kDistance ? S{-1} : S{1};
+    return across_lanes<2 * kDistance, S>(swapped + sign * v);
   }
-  return v;
+}
+
+template <int kDistance, int kCount, class V>
+inline void butterflies(V* v) {
+  if constexpr (kDistance < kCount) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) {
+      if (i & kDistance) continue;
+      const V a = v[i], b = v[i + kDistance];
+      v[i] = a + b;
+      v[i + kDistance] = a - b;
+    }
+    butterflies<2 * kDistance, kCount>(v);
+  }
 }
 
 // kLevels levels of the transform of a (rows, width) tile, from distance h on; `scale` on the way
@@ -57,16 +72,7 @@ inline void levels(S* tile, int64_t rows, int64_t width, int64_t h, S scale) {
       V v[kCount];
 #pragma GCC unroll 16
       for (int i = 0; i < kCount; ++i) v[i] = Simd<S>::load(first + at + i * step);
-#pragma GCC unroll 4
-      for (int d = 1; d < kCount; d *= 2) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kCount; ++i) {
-          if (i & d) continue;
-          const V a = v[i], b = v[i + d];
-          v[i] = a + b;
-          v[i + d] = a - b;
-        }
-      }
+      butterflies<1, kCount>(v);
 #pragma GCC unroll 16
       for (int i = 0; i < kCount; ++i) Simd<S>::store(first + at + i * step, v[i] * factor);
     }
@@ -99,7 +105,7 @@ inline void contiguous(const T* x, T* y, int64_t n, SumOf<T> scale, SumOf<T>* bu
   for (int64_t i = 0; i < n; i += kLanes) {
     S lanes[kLanes];
     for (int l = 0; l < kLanes; ++l) lanes[l] = to_float(x[i + l]);
-    const auto v = across_lanes<S>(Simd<S>::load(lanes));
+    const auto v = across_lanes<1, S>(Simd<S>::load(lanes));
     Simd<S>::store(tile + i, one ? v * scale : v);
   }
   across_rows<S>(tile, n / kLanes, kLanes, scale);

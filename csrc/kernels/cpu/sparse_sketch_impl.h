@@ -50,16 +50,24 @@ inline void for_each_run(const cpu::SparseOperator& op, int64_t begin, int64_t e
 // The nonzeros of a run by columns: a piece of a row of A stays in registers while it is added to
 // all the sums that it belongs to.
 struct Run {
-  cpu::Nonzero* entries;  // those of column c from c * most on
+  cpu::Nonzero* entries;  // nonzero e of column c at e * kBatch + c; row < 0: outside of the block
   int64_t most;
-  int64_t counts[kBatch];
 
   Run(const cpu::SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
-      : entries(buffer), most(op.count * op.nnz), counts{} {
+      : entries(buffer), most(op.count * op.nnz) {
     for_each_nonzero(op, begin, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
-      if (row < op.row_begin || row >= op.row_end) return;
-      entries[c * most + counts[c]++] = {e / op.nnz * op.rows() + row - op.row_begin, sign};
+      const int64_t outside = row >= op.row_begin && row < op.row_end ? 0 : -1;
+      entries[e * kBatch + c] = {(e / op.nnz * op.rows() + row - op.row_begin) | outside, sign};
     });
+  }
+
+  // body(row, sign) for the nonzeros of column c of the run that lie in the block.
+  template <class Body>
+  void column(int64_t c, Body&& body) const {
+    for (int64_t e = 0; e < most; ++e) {
+      const cpu::Nonzero& entry = entries[e * kBatch + c];
+      if (entry.row >= 0) body(entry.row, entry.sign);
+    }
   }
 };
 
@@ -74,51 +82,50 @@ inline void by_registers(int64_t n, Body4&& four, Body1&& one, Body&& element) {
 
 // sums[row] += sign * x for all nonzeros of one column.
 template <class S>
-inline void scatter(const cpu::Nonzero* e, int64_t count, const S* x, S* sums, int64_t stride,
-                    int64_t n) {
+inline void scatter(const Run& run, int64_t c, const S* x, S* sums, int64_t stride, int64_t n) {
   constexpr int64_t L = kLanes<S>;
   by_registers<S>(
       n,
       [&](int64_t l) {
         const auto x0 = load(x + l), x1 = load(x + l + L), x2 = load(x + l + 2 * L),
                    x3 = load(x + l + 3 * L);
-        for (int64_t i = 0; i < count; ++i) {
-          S* const y = sums + e[i].row * stride + l;
-          const auto sign = broadcast(static_cast<S>(e[i].sign));
+        run.column(c, [&](int64_t row, float s) {
+          S* const y = sums + row * stride + l;
+          const auto sign = broadcast(static_cast<S>(s));
           store(y, fma(sign, x0, load(y)));
           store(y + L, fma(sign, x1, load(y + L)));
           store(y + 2 * L, fma(sign, x2, load(y + 2 * L)));
           store(y + 3 * L, fma(sign, x3, load(y + 3 * L)));
-        }
+        });
       },
       [&](int64_t l) {
-        for (int64_t i = 0; i < count; ++i) {
-          S* const y = sums + e[i].row * stride + l;
-          store(y, fma(broadcast(static_cast<S>(e[i].sign)), load(x + l), load(y)));
-        }
+        run.column(c, [&](int64_t row, float s) {
+          S* const y = sums + row * stride + l;
+          store(y, fma(broadcast(static_cast<S>(s)), load(x + l), load(y)));
+        });
       },
       [&](int64_t l) {
-        for (int64_t i = 0; i < count; ++i) sums[e[i].row * stride + l] += e[i].sign * x[l];
+        run.column(c, [&](int64_t row, float sign) { sums[row * stride + l] += sign * x[l]; });
       });
 }
 
 // x = scale * sum of sign * y[row] over the nonzeros of one column.
 template <class S>
-inline void gather(const cpu::Nonzero* e, int64_t count, const S* y, S* x, int64_t n, S scale) {
+inline void gather(const Run& run, int64_t c, const S* y, S* x, int64_t n, S scale) {
   constexpr int64_t L = kLanes<S>;
   const auto zero = broadcast(S{0}), factor = broadcast(scale);
   by_registers<S>(
       n,
       [&](int64_t l) {
         auto x0 = zero, x1 = zero, x2 = zero, x3 = zero;
-        for (int64_t i = 0; i < count; ++i) {
-          const S* const from = y + e[i].row * n + l;
-          const auto sign = broadcast(static_cast<S>(e[i].sign));
+        run.column(c, [&](int64_t row, float s) {
+          const S* const from = y + row * n + l;
+          const auto sign = broadcast(static_cast<S>(s));
           x0 = fma(sign, load(from), x0);
           x1 = fma(sign, load(from + L), x1);
           x2 = fma(sign, load(from + 2 * L), x2);
           x3 = fma(sign, load(from + 3 * L), x3);
-        }
+        });
         store(x + l, fma(factor, x0, zero));
         store(x + l + L, fma(factor, x1, zero));
         store(x + l + 2 * L, fma(factor, x2, zero));
@@ -126,14 +133,14 @@ inline void gather(const cpu::Nonzero* e, int64_t count, const S* y, S* x, int64
       },
       [&](int64_t l) {
         auto sum = zero;
-        for (int64_t i = 0; i < count; ++i) {
-          sum = fma(broadcast(static_cast<S>(e[i].sign)), load(y + e[i].row * n + l), sum);
-        }
+        run.column(c, [&](int64_t row, float s) {
+          sum = fma(broadcast(static_cast<S>(s)), load(y + row * n + l), sum);
+        });
         store(x + l, fma(factor, sum, zero));
       },
       [&](int64_t l) {
         S sum = 0;
-        for (int64_t i = 0; i < count; ++i) sum += e[i].sign * y[e[i].row * n + l];
+        run.column(c, [&](int64_t row, float sign) { sum += sign * y[row * n + l]; });
         x[l] = scale * sum;
       });
 }
@@ -194,8 +201,7 @@ void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, cpu::Non
       const Batch<T> batch(a, row, count, tile.col, tile.cols, buffer);
       const Run run(a.op, row, count, entries);
       for (int64_t c = 0; c < count; ++c) {
-        scatter(run.entries + c * run.most, run.counts[c], batch.data + c * batch.stride, sums,
-                width, tile.cols);
+        scatter(run, c, batch.data + c * batch.stride, sums, width, tile.cols);
       }
     });
   }
@@ -224,14 +230,12 @@ void csr_sketch(const cpu::CsrSketchArgs<T>& a, cpu::Nonzero* entries, int64_t b
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
       const Run run(a.op, row, count, entries);
       for (int64_t c = 0; c < count; ++c) {
-        const cpu::Nonzero* e = run.entries + c * run.most;
         const int64_t stop = a.crow[row + c + 1], last = tile.col + tile.cols;
         for (int64_t p = lower_bound(a.col, a.crow[row + c], stop, tile.col);
              p < stop && a.col[p] < last; ++p) {
           SumOf<T>* y = sums + a.col[p] - tile.col;
-          for (int64_t i = 0; i < run.counts[c]; ++i) {
-            y[e[i].row * width] += e[i].sign * to_float(a.values[p]);
-          }
+          run.column(
+              c, [&](int64_t row, float sign) { y[row * width] += sign * to_float(a.values[p]); });
         }
       }
     });
@@ -258,8 +262,7 @@ void sparse_sketch_adjoint(const cpu::SparseAdjointArgs<Sum>& a, cpu::Nonzero* e
   for_each_run(a.op, begin, end, [&](int64_t row, int64_t count) {
     const Run run(a.op, row, count, entries);
     for (int64_t c = 0; c < count; ++c) {
-      gather(run.entries + c * run.most, run.counts[c], a.y, a.x + (row + c) * a.cols, a.cols,
-             a.scale);
+      gather(run, c, a.y, a.x + (row + c) * a.cols, a.cols, a.scale);
     }
   });
 }
