@@ -244,14 +244,17 @@ void csr_sketch(const cpu::CsrSketchArgs<T>& a, cpu::Nonzero* entries, int64_t b
 
 template <class Sum>
 void sketch_sums(const cpu::SketchSumArgs<Sum>& a, int64_t begin, int64_t end) {
-  const int64_t chunk = a.tiles.strips * a.out_rows * a.tiles.width;
+  const int64_t width = a.tiles.width, chunk = a.tiles.strips * a.out_rows * width;
   for (int64_t r = begin; r < end; ++r) {
-    for (int64_t c = 0; c < a.cols; ++c) {
-      const int64_t strip = c / a.tiles.width;
-      const Sum* sums = a.sums + (strip * a.out_rows + r) * a.tiles.width + c % a.tiles.width;
-      Sum total = sums[0];
-      for (int64_t k = 1; k < a.tiles.chunks; ++k) total += sums[k * chunk];
-      a.y[r * a.cols + c] = a.scale * total;
+    for (int64_t strip = 0; strip < a.tiles.strips; ++strip) {
+      const int64_t left = a.cols - strip * width, n = left < width ? left : width;
+      const Sum* sums = a.sums + (strip * a.out_rows + r) * width;
+      Sum* y = a.y + r * a.cols + strip * width;
+      std::memcpy(y, sums, sizeof(Sum) * static_cast<size_t>(n));
+      for (int64_t k = 1; k < a.tiles.chunks; ++k) {
+        for (int64_t l = 0; l < n; ++l) y[l] += sums[k * chunk + l];
+      }
+      for (int64_t l = 0; l < n; ++l) y[l] *= a.scale;
     }
   }
 }
