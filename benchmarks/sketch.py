@@ -123,7 +123,8 @@ def main() -> None:
         for name, ms in times.items():
             print(f"    {name:18s} {ms:9.2f} ms   {ms / times['randfuse']:6.2f}")
     if options.json:
-        options.json.write_text(json.dumps({"environment": env.capture("cpu"), "ms": results}, indent=1))
+        environment = env.capture("cpu") | {"command": f"python benchmarks/sketch.py --rounds {options.rounds}"}
+        options.json.write_text(json.dumps({"environment": environment, "ms": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
