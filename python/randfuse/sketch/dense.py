@@ -39,7 +39,7 @@ class Gaussian(_Dense):
 
 
 class Rademacher(_Dense):
-    """Entries ±1/√d. Var‖Sx‖² = (2/d)(‖x‖⁴ − Σxᵢ⁴); seven times cheaper to make than normals.
+    """Entries ±1/√d. Var‖Sx‖² = (2/d)(‖x‖⁴ − Σxᵢ⁴); a sign is some ten times cheaper to make than a normal.
 
     Arguments as in `SJLT`, without nnz. Achlioptas, "Database-friendly random projections", JCSS 2003.
 
