@@ -33,12 +33,32 @@ TENSOR_P = (torch.tensor([3, 4]), 0.0, torch.tensor(0.4, dtype=torch.float64), 0
 KEPT = torch.tensor([[[0, 2, 3]]])  # of three blocks, the last place empty
 COUNTED, COUNTED_P = (STREAM[0], 2, *STREAM[1:]), (TENSOR_P[0], 2, *TENSOR_P[1:])  # with a number of samples
 LABELS = torch.tensor([0, 4, -100, 2])
+KEYS = torch.tensor([3, 4])
 SAMPLES = {
     "dropconnect_linear": [
         (x(4, 9), x(5, 9), x(5), *STREAM),
         (x(2, 2, 9, grad=False), turned(9, 6), None, *TENSOR_P),
         (x(0, 9), x(5, 9), None, *STREAM),
     ],
+    "csr_sketch": [
+        (
+            torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
+            torch.tensor([0, 2, 2, 3]),
+            torch.tensor([0, 3, 1]),
+            *(5, KEYS, 8, 2, 1, 8, 4),
+        )
+    ],
+    "dense_sketch": [
+        (x(9, 4), KEYS, "gaussian", 8, 2, 7, 130),
+        (turned(4, 9), KEYS[:1], "rademacher", 8, 0, 8, 0),
+        (x(0, 4), KEYS, "gaussian", 8, 0, 8, 0),
+    ],
+    "dense_sketch_adjoint": [
+        (x(2, 5, 4), KEYS, "gaussian", 8, 2, 7, 130, 9),
+        (x(1, 8, 4, grad=False), KEYS[:1], "rademacher", 8, 0, 8, 0, 9),
+    ],
+    "dense_sketch_entries": [(KEYS, "gaussian", 2, 7, 130, 9), (KEYS, "rademacher", 2, 7, 130, 9)],
+    "distinct_rows": [(KEYS, 1, 40, 7), (KEYS, 0, 3, 0)],
     "dropout": [
         (x(4, 9), *STREAM[:3], 1, 0, 1, 2),
         (turned(9, 4), *STREAM[:3], 2, 0, 0, 0),
@@ -53,6 +73,7 @@ SAMPLES = {
     ],
     "dropout_linear_dgrad": [(x(4, 5), x(5, 9), *STREAM), (x(2, 2, 5), turned(9, 5), *TENSOR_P)],
     "dropout_linear_wgrad": [(x(4, 5), x(4, 9), *STREAM), (turned(5, 4), turned(9, 4), *TENSOR_P)],
+    "hadamard_transform": [(x(4, 8), 0.5, 1), (turned(9, 4), 0.5, 0), (x(2, 8, 3), 0.5, 1)],
     "linear_dropout": [
         (x(4, 9), x(5, 9), x(5), x(4, 5), "gelu", True, *STREAM),
         (x(4, 9, grad=False), x(9, 5, grad=False).t(), None, None, "none", False, *TENSOR_P),
@@ -118,6 +139,16 @@ SAMPLES = {
     "lora_linear_down": [(x(4, 9), x(2, 9), *SAMPLED), (turned(9, 4), turned(9, 2), *TENSOR_P[:3], 0, 0, 0)],
     "lora_linear_dgrad": [(x(4, 5), x(5, 9), x(4, 2), x(2, 9), *SAMPLED)],
     "lora_linear_wgrad": [(x(4, 2), x(4, 9), *SAMPLED), (turned(2, 4), turned(9, 4), *TENSOR_P[:3], 0, 0, 0)],
+    "sparse_sketch": [
+        (x(9, 4), KEYS, 8, 2, 2, 7, 130),
+        (turned(4, 9), KEYS[:1], 8, 1, 0, 8, 0),
+        (x(0, 4), KEYS, 8, 2, 0, 8, 0),
+    ],
+    "sparse_sketch_adjoint": [
+        (x(2, 5, 4), KEYS, 8, 2, 2, 7, 130, 9),
+        (x(1, 8, 4, grad=False), KEYS[:1], 8, 1, 0, 8, 0, 9),
+    ],
+    "sparse_sketch_entries": [(KEYS, 8, 2, 130, 9)],
 }
 
 
@@ -137,6 +168,9 @@ def test_opcheck(name, index):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "index"), [(n, i) for n, samples in SAMPLES.items() for i in range(len(samples))])
 def test_opcheck_on_the_gpu(name, index):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"randfuse::{name}", "CUDA"):
+        pytest.skip("has no CUDA kernel")
+
     def move(a):
         if not isinstance(a, torch.Tensor):
             return a
@@ -217,6 +251,22 @@ def test_reference_agrees_on_the_samples(name):
     ("lora_linear_dgrad", 3, torch.ones(3, 9, dtype=torch.float64), r"lora_a must have shape \(r, K\) = \(2, 9\)"),
     ("lora_linear_wgrad", 0, torch.ones(4, 2), "ds must be torch.float64, got torch.float32"),
     ("lora_linear_wgrad", 1, torch.ones(3, 9, dtype=torch.float64), "x must have the 4 rows of ds"),
+    ("csr_sketch", 1, torch.tensor([0, 2, 1, 3]), "crow must ascend"),
+    ("csr_sketch", 2, torch.tensor([0, 5, 1]), r"col must ascend within a row and lie in \[0, 5\)"),
+    ("dense_sketch", 0, x(9), r"a must have shape \(m, n\), got \[9\]"),
+    ("dense_sketch", 2, "cauchy", "family must be gaussian or rademacher, got 'cauchy'"),
+    ("dense_sketch", 5, 9, "rows must satisfy"),
+    ("dense_sketch_adjoint", 0, x(2, 6, 4), r"y must have shape \(K, rows, n\) = \(2, 5, n\), got \[2, 6, 4\]"),
+    ("dense_sketch_entries", 4, -1, "col_offset must be in"),
+    ("distinct_rows", 3, 41, r"count must be in \[0, 40\], got 41"),
+    ("hadamard_transform", 0, x(4, 7), "x must have a power of two up to 2..24 elements along dim, got 7"),
+    ("hadamard_transform", 2, 2, r"dim must be in \[0, 2\), got 2"),
+    ("sparse_sketch", 1, torch.tensor(3), r"key must have shape \(K,\) with K > 0"),
+    ("sparse_sketch", 2, 0, r"d must be in \[1, 2\*\*31\), got 0"),
+    ("sparse_sketch", 3, 9, r"nnz must be in \[1, min\(d, 1024\)\], got 9"),
+    ("sparse_sketch", 6, 2**62, "col_offset must be in"),
+    ("sparse_sketch_adjoint", 0, x(2, 6, 4), r"y must have shape \(K, rows, n\)"),
+    ("sparse_sketch_entries", 0, torch.ones(2), "key must be int64"),
 ])  # fmt: skip
 def test_raw_ops_guard_memory(name, position, value, message):
     """Called directly, an op refuses what the public function would have refused."""
@@ -226,7 +276,7 @@ def test_raw_ops_guard_memory(name, position, value, message):
         _registry.overloads("randfuse")[name](*arguments)
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLES if n != "dropout_mask"])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n != "dropout_mask" and not n.endswith("_entries")])
 def test_raw_ops_under_autocast_keep_their_dtype(name):
     """The library's products inside an op are not cast a second time."""
 

@@ -1,9 +1,11 @@
 """Public functions, one op a file: docstring, validation, key handling, derivative and batching rule."""
 
+from . import dense_sketch, distinct_rows, sparse_sketch  # noqa: F401  randfuse.sketch makes operators of them
 from .dropconnect_linear import dropconnect, dropconnect_linear
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
 from .embedding_dropout import embedding_dropout
+from .hadamard_transform import hadamard_transform
 from .linear_dropout import linear_dropout
 from .lora_linear import lora_ensemble, lora_linear
 from .mc_dropout_predict import mc_dropout_predict
@@ -19,6 +21,7 @@ __all__ = [
     "dropout_linear",
     "dropout_mask",
     "embedding_dropout",
+    "hadamard_transform",
     "linear_dropout",
     "lora_ensemble",
     "lora_linear",

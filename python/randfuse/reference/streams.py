@@ -16,6 +16,7 @@ WEIGHT_MASK = 3
 EMBEDDING_ROW = 22
 STRUCTURED = 4
 MULTI_SAMPLE_COUNT = 6
+SKETCH_SIGN, SKETCH_INDEX, SKETCH_NORMAL, SKETCH_PERMUTATION = 16, 17, 18, 19
 MASK_ROUNDS, WORD_ROUNDS = 7, 10
 _LOW = 0xFFFFFFFF
 
@@ -44,6 +45,28 @@ def lanes(key: Tensor, rows: Tensor, cols: Tensor, *, op: int, width: int, round
     bit = (cols % per_block) * width
     word = words.gather(-1, (bit // 32).expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     return (word >> (bit % 32)) & ((1 << width) - 1)
+
+
+def long_lanes(key: Tensor, sample: Tensor, first: int, count: int, *, op: int, width: int) -> Tensor:
+    """Lanes (…, count) of the 64-bit indices from `first` on; key and sample are (…, 1), the rounds follow the width.
+
+    The number of a block is a 64-bit one: its low half is j, its high half i.
+    """
+    per_block = 128 // width
+    number = torch.arange(first // per_block, -(-(first + count) // per_block), device=key.device)
+    d = torch.full_like(number, domain_word(op, width))
+    rounds = MASK_ROUNDS if width <= 16 else WORD_ROUNDS
+    words = torch.stack(philox4x32(number & _LOW, number >> 32, sample, d, key, rounds), -1)
+    if width > 32:
+        lanes_ = words[..., 0::2] | words[..., 1::2] << 32
+    else:
+        lanes_ = words.unsqueeze(-1) >> torch.arange(0, 32, width, device=key.device) & ((1 << width) - 1)
+    return lanes_.flatten(words.dim() - 2)[..., first % per_block :][..., :count]
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """What sums of x are held in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:

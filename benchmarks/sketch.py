@@ -1,0 +1,131 @@
+"""Sketching operators against what one would write without them: `python benchmarks/sketch.py [--json FILE]`.
+
+The cases of `python -m randfuse.bench` are ops that drop elements; a sketch is compared with other *algorithms* for the
+same operator, so it has a page of its own. Variants take turns call by call. Every result is checked first: by the same
+operator made dense or sparse where that fits, else by what a sketch must keep.
+
+Run with MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592, so that outputs are not fresh pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import randfuse
+import scipy.linalg
+import torch
+from randfuse import sketch
+from randfuse.bench import env, timing
+from torch import Tensor
+
+KEY = randfuse.key(1)
+
+
+class Comparison(NamedTuple):
+    title: str
+    variants: dict[str, Callable[[], Tensor]]  # the first is randfuse's; others are compared with it
+    same: tuple[str, ...]  # variants that compute the very same numbers
+
+
+def sparse(nnz: int) -> Comparison:
+    """2^18 × 64 -> 1024; the stored matrix is made beforehand."""
+    m, n, d = 2**18, 64, 1024
+    a, operator = torch.randn(m, n), sketch.SJLT(d, m, key=KEY, nnz=nnz)
+    rows, signs = operator.entries()
+    place = torch.stack([rows.flatten(), torch.arange(m).repeat(nnz)])
+    stored = torch.sparse_coo_tensor(place, signs.flatten().float() * nnz**-0.5, (d, m)).coalesce().to_sparse_csr()
+    csr = scipy.sparse.csr_array((stored.values(), stored.col_indices(), stored.crow_indices()), shape=(d, m))
+    variants = {
+        "randfuse": lambda: operator @ a,
+        "torch sparse": lambda: stored @ a,
+        "scipy csr": lambda: torch.from_numpy(csr @ a.numpy()),
+        "read": lambda: a.sum(),
+    }
+    if nnz == 1:
+        variants["clarkson_woodruff"] = lambda: torch.from_numpy(
+            scipy.linalg.clarkson_woodruff_transform(a.numpy(), d, 0)
+        )
+    return Comparison(f"SJLT(nnz={nnz}) {m}×{n} -> {d}", variants, ("torch sparse", "scipy csr"))
+
+
+def butterfly(x: Tensor) -> Tensor:
+    h, n = 1, x.shape[-1]
+    while h < n:
+        a, b = x.view(*x.shape[:-1], -1, 2, h).unbind(-2)
+        x, h = torch.stack((a + b, a - b), -2).view(x.shape), 2 * h
+    return x
+
+
+def hadamard() -> Comparison:
+    x = torch.randn(128, 2**15)
+    variants = {"randfuse": lambda: randfuse.hadamard_transform(x), "torch ops": lambda: butterfly(x), "copy": x.clone}
+    return Comparison("hadamard_transform 128×2^15", variants, ("torch ops",))
+
+
+def dense(make: type[sketch.Operator]) -> Comparison:
+    m, n, d = 2**14, 256, 512
+    a, operator = torch.randn(m, n), make(d, m, key=KEY)
+    stored = operator.to_dense()
+    variants = {
+        "randfuse": lambda: operator @ a,
+        "randn + matmul": lambda: torch.randn(d, m) @ a,
+        "stored matmul": lambda: stored @ a,
+    }
+    return Comparison(f"{make.__name__} {d}×{m}×{n}", variants, ("stored matmul",))
+
+
+def measure(comparison: Comparison, rounds: int) -> dict[str, float]:
+    """Median milliseconds by variant, after the check."""
+    own = comparison.variants["randfuse"]()
+    for name in comparison.same:
+        torch.testing.assert_close(own, comparison.variants[name](), rtol=1e-3, atol=1e-3 * float(own.abs().max()))
+
+    def sampler(call: Callable[[], Tensor]) -> Callable[[], float]:
+        def sample() -> float:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+
+        return sample
+
+    samples = timing.interleave({name: sampler(call) for name, call in comparison.variants.items()}, rounds)
+    return {name: 1e3 * statistics.median(s) for name, s in samples.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="titles that hold this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    makers = (
+        lambda: sparse(4),
+        lambda: sparse(1),
+        hadamard,
+        lambda: dense(sketch.Gaussian),
+        lambda: dense(sketch.Rademacher),
+    )
+    warnings.filterwarnings("ignore", message="Sparse")  # torch's own notes on its sparse tensors
+    results = {}
+    for make in makers:
+        comparison = make()
+        if options.only not in comparison.title:
+            continue
+        times = results[comparison.title] = measure(comparison, options.rounds)
+        print(comparison.title)
+        for name, ms in times.items():
+            print(f"    {name:18s} {ms:9.2f} ms   {ms / times['randfuse']:6.2f}")
+    if options.json:
+        environment = env.capture("cpu") | {"command": f"python benchmarks/sketch.py --rounds {options.rounds}"}
+        options.json.write_text(json.dumps({"environment": environment, "ms": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

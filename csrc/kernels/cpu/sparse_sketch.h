@@ -1,0 +1,95 @@
+// Y_k = S_k A and X = sum_k S_k^T Y_k for K sparse operators S_k (CountSketch, SJLT) that are never
+// stored.
+//
+// Bytes: A is read once and Y written once. Each element of A costs nnz additions, each nonzero of
+// S 1/4 of a Philox4x32-10 call, which all columns of A share. Rows of Y are scattered to, so Y is
+// held in the L2 cache: A is cut into strips of columns for which the accumulators fit, and, where
+// that gives too few tasks, into chunks of rows whose sums are added in order. The cut is a
+// function of the shape alone: no bit depends on the number of threads or the instruction set.
+// The adjoint gathers rows of Y and has no conflicts.
+#pragma once
+#include <cstdint>
+
+#include "../common/dtype.h"
+#include "../common/sketch.h"
+
+namespace randfuse::cpu {
+
+// Rows [row_begin, row_end) and columns from col_offset on of K operators with d rows.
+struct SparseOperator {
+  const int64_t* keys;  // (count,)
+  int64_t count, d, nnz, row_begin, row_end, col_offset;
+  int64_t rows() const { return row_end - row_begin; }
+};
+
+struct Nonzero {
+  int64_t row;  // among the rows of all Y_k
+  float sign;
+};
+
+struct SketchTiles {
+  int64_t width, strips;       // columns of A in a strip
+  int64_t chunk_rows, chunks;  // rows of A in a chunk
+  int64_t count() const { return strips * chunks; }
+};
+
+// rows x cols are those of A; out_rows counts the rows of all Y_k.
+SketchTiles sketch_tiles(int64_t rows, int64_t cols, int64_t out_rows, int64_t accumulator_bytes);
+
+template <class T>
+struct SparseSketchArgs {
+  const T* a;  // (rows, cols)
+  int64_t rows, cols, row_stride, col_stride;
+  SparseOperator op;
+  SketchTiles tiles;
+  SumOf<T>* sums;  // (chunks, strips, out_rows, width)
+};
+
+template <class T>
+struct CsrSketchArgs {
+  const int64_t *crow, *col;  // columns ascend within a row
+  const T* values;
+  int64_t rows, cols;
+  SparseOperator op;
+  SketchTiles tiles;
+  SumOf<T>* sums;
+};
+
+template <class Sum>
+struct SketchSumArgs {  // y = scale * sum over chunks
+  const Sum* sums;
+  Sum* y;  // (out_rows, cols)
+  int64_t cols, out_rows;
+  SketchTiles tiles;
+  Sum scale;
+};
+
+template <class Sum>
+struct SparseAdjointArgs {
+  const Sum* y;  // (count, rows of op, cols)
+  Sum* x;        // (rows, cols)
+  int64_t rows, cols;
+  SparseOperator op;
+  Sum scale;
+};
+
+struct SparseEntriesArgs {
+  int64_t* rows;  // (count, nnz, cols)
+  int8_t* signs;
+  int64_t cols;
+  SparseOperator op;
+};
+
+inline constexpr int64_t kSketchBatch = 128;  // columns of S drawn at a time
+
+template <class T>
+void sparse_sketch(const SparseSketchArgs<T>& args, int64_t tile_begin, int64_t tile_end);
+template <class T>
+void csr_sketch(const CsrSketchArgs<T>& args, int64_t tile_begin, int64_t tile_end);
+template <class Sum>
+void sketch_sums(const SketchSumArgs<Sum>& args, int64_t row_begin, int64_t row_end);
+template <class Sum>
+void sparse_sketch_adjoint(const SparseAdjointArgs<Sum>& args, int64_t row_begin, int64_t row_end);
+void sparse_sketch_entries(const SparseEntriesArgs& args, int64_t col_begin, int64_t col_end);
+
+}  // namespace randfuse::cpu
