@@ -27,12 +27,12 @@ using OptionalTensor = std::optional<Tensor>;
 inline constexpr int64_t kGrain = 512;
 
 template <class Body>
-void parallel_groups(int64_t groups, const Body& body) {
-  if (groups <= kGrain) return body(0, groups);
+void parallel_groups(int64_t groups, const Body& body, int64_t grain = kGrain) {
+  if (groups <= grain) return body(0, groups);
   std::atomic<int64_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(kGrain)) < groups;) {
-      body(begin, std::min(begin + kGrain, groups));
+    for (int64_t begin; (begin = next.fetch_add(grain)) < groups;) {
+      body(begin, std::min(begin + grain, groups));
     }
   });
 }

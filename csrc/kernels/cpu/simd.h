@@ -7,12 +7,13 @@
 //   store_bools(p, k)  the 64 decisions as bytes
 //   kept(keep, v, x)   x where decision v * kF32 + lane keeps, else 0
 //   drop(keep, in, out, scale)   the 64 values of a group: in * scale where kept, else 0
+//   words32(row, j0, out)   32 words in column order, blocks j0 ... j0 + 7, 10 rounds
 //
 // A Philox word lives in the low half of a 64-bit lane: one widening multiply yields its high and
 // low product at once, and the rubbish it leaves in upper halves is ignored by the next multiply.
 
 struct Row {  // 32-bit words, wide for broadcast loads
-  uint64_t c2, c0, x2, x3, k0[kMaskRounds], k1[kMaskRounds];
+  uint64_t c2, c0, x2, x3, k0[kWordRounds], k1[kWordRounds];
 };
 
 // Rounds 1 and 2 of Philox as far as they do not depend on the column block j:
@@ -20,7 +21,7 @@ struct Row {  // 32-bit words, wide for broadcast loads
 //   round 2  c0' = hi(M1 c2') ^ c0  c1' = lo(M1 c2')  c2'' = c3' ^ x2  c3'' = x3
 inline Row row_of(uint64_t key, uint32_t i, uint32_t s, uint32_t d) {
   Row w;
-  for (uint32_t r = 0; r < kMaskRounds; ++r) {
+  for (uint32_t r = 0; r < kWordRounds; ++r) {
     w.k0[r] = static_cast<uint32_t>(static_cast<uint32_t>(key) + r * kPhiloxW0);
     w.k1[r] = static_cast<uint32_t>(static_cast<uint32_t>(key >> 32) + r * kPhiloxW1);
   }
@@ -46,8 +47,13 @@ struct Keep {
 inline __m512i all(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
 inline __m512i high(__m512i x) { return _mm512_shuffle_epi32(x, _MM_PERM_DDBB); }
 
-inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
-  // Lane order 0 4 1 5 2 6 3 7 of the eight blocks makes the unpacks below yield column order.
+struct Pairs {
+  __m512i r01, r23;  // words 0 and 1, 2 and 3 of a block in each 64-bit lane
+};
+
+// Lane order 0 4 1 5 2 6 3 7 of the eight blocks makes unpacks of the pairs yield column order.
+template <int kRounds>
+inline Pairs blocks8(const Row& row, uint32_t j0) {
   const __m512i step = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
   const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
   const __m512i a1 = _mm512_mul_epu32(_mm512_add_epi64(_mm512_set1_epi64(j0), step), m0);
@@ -57,8 +63,8 @@ inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
   __m512i c0 = _mm512_ternarylogic_epi64(high(b), b2, all(row.k0[2]), 0x96);
   __m512i c2 = _mm512_ternarylogic_epi64(high(a), all(row.x3), all(row.k1[2]), 0x96);
   __m512i c1 = b, c3 = a;
-#pragma GCC unroll 7
-  for (int round = 3; round < kMaskRounds; ++round) {
+#pragma GCC unroll 10
+  for (int round = 3; round < kRounds; ++round) {
     a = _mm512_mul_epu32(c0, m0);
     b = _mm512_mul_epu32(c2, m1);
     c0 = _mm512_ternarylogic_epi64(high(b), c1, all(row.k0[round]), 0x96);
@@ -66,11 +72,21 @@ inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
     c1 = b;
     c3 = a;
   }
-  const __m512i r01 = _mm512_mask_shuffle_epi32(c0, 0xAAAA, c1, _MM_PERM_CCAA);
-  const __m512i r23 = _mm512_mask_shuffle_epi32(c2, 0xAAAA, c3, _MM_PERM_CCAA);
+  return {_mm512_mask_shuffle_epi32(c0, 0xAAAA, c1, _MM_PERM_CCAA),
+          _mm512_mask_shuffle_epi32(c2, 0xAAAA, c3, _MM_PERM_CCAA)};
+}
+
+inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
+  const Pairs p = blocks8<kMaskRounds>(row, j0);
   const __m512i bound = _mm512_set1_epi16(static_cast<short>(t));
-  return {{_mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(r01, r23), bound),
-           _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(r01, r23), bound)}};
+  return {{_mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(p.r01, p.r23), bound),
+           _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(p.r01, p.r23), bound)}};
+}
+
+inline void words32(const Row& row, uint32_t j0, uint32_t* out) {
+  const Pairs p = blocks8<kWordRounds>(row, j0);
+  _mm512_storeu_si512(out, _mm512_unpacklo_epi64(p.r01, p.r23));
+  _mm512_storeu_si512(out + 16, _mm512_unpackhi_epi64(p.r01, p.r23));
 }
 
 inline uint64_t keep_bits(const Keep& k) {
@@ -146,37 +162,57 @@ struct Keep {
 inline __m256i all(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
 inline __m256i high(__m256i x) { return _mm256_shuffle_epi32(x, 0xF5); }
 
-inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
+struct Pairs {
+  __m256i r01, r23;  // words 0 and 1, 2 and 3 of a block in each 64-bit lane
+};
+
+// Lane order 0 2 1 3 of the four blocks makes unpacks of the pairs yield column order.
+template <int kRounds>
+inline Pairs blocks4(const Row& row, uint32_t j0) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
-  const __m256i bound = _mm256_set1_epi16(static_cast<short>(t));
-  // Lane order 0 2 1 3 of four blocks makes the unpacks below yield column order.
   const __m256i step = _mm256_set_epi64x(3, 1, 2, 0);
+  const __m256i a1 = _mm256_mul_epu32(_mm256_add_epi64(_mm256_set1_epi64x(j0), step), m0);
+  const __m256i b2 = _mm256_mul_epu32(_mm256_xor_si256(high(a1), all(row.c2)), m1);
+  __m256i a = _mm256_mul_epu32(_mm256_xor_si256(high(b2), all(row.c0)), m0);
+  __m256i b = _mm256_mul_epu32(_mm256_xor_si256(a1, all(row.x2)), m1);
+  __m256i c0 = _mm256_xor_si256(_mm256_xor_si256(high(b), b2), all(row.k0[2]));
+  __m256i c2 = _mm256_xor_si256(_mm256_xor_si256(high(a), all(row.x3)), all(row.k1[2]));
+  __m256i c1 = b, c3 = a;
+#pragma GCC unroll 10
+  for (int round = 3; round < kRounds; ++round) {
+    a = _mm256_mul_epu32(c0, m0);
+    b = _mm256_mul_epu32(c2, m1);
+    c0 = _mm256_xor_si256(_mm256_xor_si256(high(b), c1), all(row.k0[round]));
+    c2 = _mm256_xor_si256(_mm256_xor_si256(high(a), c3), all(row.k1[round]));
+    c1 = b;
+    c3 = a;
+  }
+  return {_mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA),
+          _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA)};
+}
+
+inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
+  const __m256i bound = _mm256_set1_epi16(static_cast<short>(t));
   Keep keep;
 #pragma GCC unroll 2
   for (int g = 0; g < 2; ++g) {
-    const __m256i a1 = _mm256_mul_epu32(_mm256_add_epi64(_mm256_set1_epi64x(j0 + 4 * g), step), m0);
-    const __m256i b2 = _mm256_mul_epu32(_mm256_xor_si256(high(a1), all(row.c2)), m1);
-    __m256i a = _mm256_mul_epu32(_mm256_xor_si256(high(b2), all(row.c0)), m0);
-    __m256i b = _mm256_mul_epu32(_mm256_xor_si256(a1, all(row.x2)), m1);
-    __m256i c0 = _mm256_xor_si256(_mm256_xor_si256(high(b), b2), all(row.k0[2]));
-    __m256i c2 = _mm256_xor_si256(_mm256_xor_si256(high(a), all(row.x3)), all(row.k1[2]));
-    __m256i c1 = b, c3 = a;
-#pragma GCC unroll 7
-    for (int round = 3; round < kMaskRounds; ++round) {
-      a = _mm256_mul_epu32(c0, m0);
-      b = _mm256_mul_epu32(c2, m1);
-      c0 = _mm256_xor_si256(_mm256_xor_si256(high(b), c1), all(row.k0[round]));
-      c2 = _mm256_xor_si256(_mm256_xor_si256(high(a), c3), all(row.k1[round]));
-      c1 = b;
-      c3 = a;
-    }
-    const __m256i r01 = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
-    const __m256i r23 = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
-    const __m256i lo = _mm256_unpacklo_epi64(r01, r23), hi = _mm256_unpackhi_epi64(r01, r23);
+    const Pairs p = blocks4<kMaskRounds>(row, j0 + 4 * g);
+    const __m256i lo = _mm256_unpacklo_epi64(p.r01, p.r23);
+    const __m256i hi = _mm256_unpackhi_epi64(p.r01, p.r23);
     keep.quarter[2 * g] = _mm256_cmpeq_epi16(_mm256_max_epu16(lo, bound), lo);
     keep.quarter[2 * g + 1] = _mm256_cmpeq_epi16(_mm256_max_epu16(hi, bound), hi);
   }
   return keep;
+}
+
+inline void words32(const Row& row, uint32_t j0, uint32_t* out) {
+  for (int g = 0; g < 2; ++g) {
+    const Pairs p = blocks4<kWordRounds>(row, j0 + 4 * g);
+    const __m256i lo = _mm256_unpacklo_epi64(p.r01, p.r23);
+    const __m256i hi = _mm256_unpackhi_epi64(p.r01, p.r23);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16 * g), lo);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16 * g + 8), hi);
+  }
 }
 
 inline uint64_t keep_bits(const Keep& k) {
@@ -261,31 +297,48 @@ struct Keep {
   uint64_t bits;
 };
 
-inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
-  // Arrays over the eight blocks: the compiler's vectoriser turns each loop into widening
-  // multiplies.
+struct Blocks {
   uint64_t c0[8], c1[8], c2[8], c3[8];
+};
+
+// Arrays over the eight blocks: the compiler's vectoriser turns each loop into widening multiplies.
+template <int kRounds>
+inline Blocks blocks8(const Row& row, uint32_t j0) {
+  Blocks w;
   for (int l = 0; l < 8; ++l) {
     const uint64_t a1 = kPhiloxM0 * static_cast<uint64_t>(j0 + static_cast<uint32_t>(l));
     const uint64_t b2 = kPhiloxM1 * static_cast<uint64_t>(static_cast<uint32_t>(a1 >> 32 ^ row.c2));
-    c0[l] = b2 >> 32 ^ row.c0;
-    c1[l] = b2;
-    c2[l] = a1 ^ row.x2;
-    c3[l] = row.x3;
+    w.c0[l] = b2 >> 32 ^ row.c0;
+    w.c1[l] = b2;
+    w.c2[l] = a1 ^ row.x2;
+    w.c3[l] = row.x3;
   }
-  for (int round = 2; round < kMaskRounds; ++round) {
+  for (int round = 2; round < kRounds; ++round) {
     for (int l = 0; l < 8; ++l) {
-      const uint64_t a = kPhiloxM0 * (c0[l] & 0xFFFFFFFFu), b = kPhiloxM1 * (c2[l] & 0xFFFFFFFFu);
-      c0[l] = b >> 32 ^ c1[l] ^ row.k0[round];
-      c1[l] = b;
-      c2[l] = a >> 32 ^ c3[l] ^ row.k1[round];
-      c3[l] = a;
+      const uint64_t a = kPhiloxM0 * (w.c0[l] & 0xFFFFFFFFu);
+      const uint64_t b = kPhiloxM1 * (w.c2[l] & 0xFFFFFFFFu);
+      w.c0[l] = b >> 32 ^ w.c1[l] ^ row.k0[round];
+      w.c1[l] = b;
+      w.c2[l] = a >> 32 ^ w.c3[l] ^ row.k1[round];
+      w.c3[l] = a;
     }
   }
+  return w;
+}
+
+inline void words_of(const Blocks& w, int b, uint32_t* out) {
+  out[0] = static_cast<uint32_t>(w.c0[b]);
+  out[1] = static_cast<uint32_t>(w.c1[b]);
+  out[2] = static_cast<uint32_t>(w.c2[b]);
+  out[3] = static_cast<uint32_t>(w.c3[b]);
+}
+
+inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
+  const Blocks blocks = blocks8<kMaskRounds>(row, j0);
   Keep keep{0};
   for (int b = 0; b < 8; ++b) {
-    const uint32_t words[4] = {static_cast<uint32_t>(c0[b]), static_cast<uint32_t>(c1[b]),
-                               static_cast<uint32_t>(c2[b]), static_cast<uint32_t>(c3[b])};
+    uint32_t words[4];
+    words_of(blocks, b, words);
     uint64_t byte = 0;
     for (int w = 0; w < 4; ++w) {
       byte |= static_cast<uint64_t>((words[w] & 0xFFFFu) >= t) << 2 * w;
@@ -294,6 +347,11 @@ inline Keep keep64(const Row& row, uint32_t j0, uint32_t t) {
     keep.bits |= byte << 8 * b;
   }
   return keep;
+}
+
+inline void words32(const Row& row, uint32_t j0, uint32_t* out) {
+  const Blocks blocks = blocks8<kWordRounds>(row, j0);
+  for (int b = 0; b < 8; ++b) words_of(blocks, b, out + 4 * b);
 }
 
 inline uint64_t keep_bits(const Keep& k) { return k.bits; }

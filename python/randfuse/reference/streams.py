@@ -10,6 +10,7 @@ from torch import Tensor
 
 VERSION = 1
 DROPOUT, OUTPUT_DROPOUT = 1, 2  # op ids; the full table is in docs/streams.md
+CATEGORICAL, RACE_HIGH, RACE_LOW = 8, 9, 21
 MASK_ROUNDS, WORD_ROUNDS = 7, 10
 _LOW = 0xFFFFFFFF
 
@@ -38,6 +39,12 @@ def lanes(key: Tensor, rows: Tensor, cols: Tensor, *, op: int, width: int, round
     bit = (cols % per_block) * width
     word = words.gather(-1, (bit // 32).expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     return (word >> (bit % 32)) & ((1 << width) - 1)
+
+
+def block(key: Tensor, rows: Tensor, column: int, *, op: int, width: int, sample: int) -> tuple[Tensor, ...]:
+    """The four words of one block of the (row, key) pairs, 10 rounds."""
+    j, s, d = (torch.full_like(rows, c) for c in (column, sample, domain_word(op, width)))
+    return philox4x32(j, rows, s, d, key, WORD_ROUNDS)
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
