@@ -5,9 +5,17 @@
 
 #include "streams.h"
 
+// Inlined into the caller's instruction set on the host, where fma is then an instruction and a loop
+// over tokens a loop over vectors.
+#if defined(__CUDACC__)
+#define RF_INLINE RF_HD
+#else
+#define RF_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace randfuse {
 
-RF_HD double fma64(double a, double b, double c) {
+RF_INLINE double fma64(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
   return fma(a, b, c);
 #else
@@ -15,7 +23,7 @@ RF_HD double fma64(double a, double b, double c) {
 #endif
 }
 
-RF_HD double from_bits(int64_t bits) {
+RF_INLINE double from_bits(int64_t bits) {
 #if defined(__CUDA_ARCH__)
   return __longlong_as_double(bits);
 #else
@@ -25,7 +33,7 @@ RF_HD double from_bits(int64_t bits) {
 #endif
 }
 
-RF_HD int64_t to_bits(double x) {
+RF_INLINE int64_t to_bits(double x) {
 #if defined(__CUDA_ARCH__)
   return __double_as_longlong(x);
 #else
@@ -37,7 +45,7 @@ RF_HD int64_t to_bits(double x) {
 
 // exp(x) for x <= 0 within 2 ulp; 0 below -708, where weights relative to the largest are nothing,
 // and for NaN. x = n ln 2 + r with |r| <= ln 2 / 2; Taylor's series, whose 14th term is 2^-57.
-RF_HD double exp64(double x) {
+RF_INLINE double exp64(double x) {
   const double shift = 0x1.8p52;  // adding it rounds to an integer, which then stands in the low bits
   const double shifted = fma64(x, 0x1.71547652b82fep0, shift), n = shifted - shift;
   const double r = fma64(n, -0x1.abc9e3b39803fp-56, fma64(n, -0x1.62e42fefa39efp-1, x));
@@ -61,7 +69,7 @@ RF_HD double exp64(double x) {
 }
 
 // 2 artanh(s) for |s| <= 0.172: the 12th term is below 2^-60 of the first.
-RF_HD double two_artanh(double s) {
+RF_INLINE double two_artanh(double s) {
   const double q = s * s;
   double p = 2.0 / 23;
   p = fma64(p, q, 2.0 / 21);
@@ -79,7 +87,7 @@ RF_HD double two_artanh(double s) {
 
 // log(x) of a positive normal number: x = 2^k m, m in [sqrt(1/2), sqrt(2)),
 // log m = 2 artanh((m - 1) / (m + 1)).
-RF_HD double log64(double x) {
+RF_INLINE double log64(double x) {
   const int64_t bits = to_bits(x), root = to_bits(0x1.6a09e667f3bcdp-1);
   const int64_t k = (bits - root) >> 52;
   const double m = from_bits(bits - static_cast<int64_t>(static_cast<uint64_t>(k) << 52));

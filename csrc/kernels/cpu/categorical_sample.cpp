@@ -10,7 +10,7 @@ namespace randfuse::cpu {
 
 template <class T>
 void categorical_sample(const CategoricalArgs<T>& args, int64_t begin, int64_t end) {
-  const auto scratch = std::make_unique<RowScratch<Wide<T>>>();
+  const std::unique_ptr<RowScratch<Wide<T>>> scratch(new RowScratch<Wide<T>>);  // not zeroed
   std::vector<Racer> racers(args.num_samples);
   scratch->racers = racers.data();
   RF_DISPATCH(categorical_sample<T>)(args, begin, end, *scratch);

@@ -13,7 +13,7 @@ struct CutFinder {
   static constexpr int kBits = 8 * sizeof(Key);
   const TileStats<Z>* tiles;  // of the uncut row: which tiles can be skipped
   Z row_max;
-  double temperature;
+  double inverse;  // 1 / T
   double* histogram;  // (2^kDigit,)
   Z* buffer;          // (kTile,)
   double* weights;    // (kTile,)
@@ -73,7 +73,7 @@ struct CutFinder {
       const Key middle = low + (high - low) / 2;
       Z z;
       from_order_key(middle, &z);
-      if ((static_cast<double>(z) - static_cast<double>(row_max)) / temperature >= bound) {
+      if ((static_cast<double>(z) - static_cast<double>(row_max)) * inverse >= bound) {
         high = middle;
       } else {
         low = middle + 1;
@@ -91,7 +91,7 @@ struct CutFinder {
     for (int t = 0; t < reader.tiles(); ++t) {
       if (fixed > 0 && order_key(tiles[t].max) >> (kBits - fixed) < prefix) continue;
       const Tile<Z> tile = reader.read(t, buffer);
-      if (!kCount) tile_weights(tile, row_max, temperature, weights);
+      if (!kCount) tile_weights(tile, row_max, inverse, weights);
       if (!visit(tile)) return;
     }
   }

@@ -22,13 +22,13 @@ template <class T>
 struct RowDraws {
   using Z = cpu::Wide<T>;
   LogitReader<T> reader;
-  double temperature;  // > 0
+  double temperature, inverse;  // > 0; 1 / temperature
   cpu::RowScratch<Z>& scratch;
   Z max = 0;
   bool has_nan = false, measured = false;
 
   RowDraws(const cpu::LogitRows<T>& rows, int64_t row, double t, cpu::RowScratch<Z>& s)
-      : reader(rows, row), temperature(t), scratch(s) {}
+      : reader(rows, row), temperature(t), inverse(1.0 / t), scratch(s) {}
 
   bool finite() const { return max - max == 0; }
   Tile<Z> read(int t) { return reader.read(t, scratch.buffer); }
@@ -43,7 +43,7 @@ struct RowDraws {
         scratch.tiles[t] = {static_cast<Z>(-INFINITY), static_cast<Z>(-INFINITY), 0.0, 0.0, false};
         continue;
       }
-      scratch.tiles[t] = tile_stats<kDot>(read(t), temperature);
+      scratch.tiles[t] = tile_stats<kDot>(read(t), inverse, scratch.weights);
       has_nan |= scratch.tiles[t].has_nan;
       max = scratch.tiles[t].max > max ? scratch.tiles[t].max : max;
     }
@@ -52,7 +52,7 @@ struct RowDraws {
   }
 
   void cut(int64_t top_k, double top_p, double min_p) {
-    const CutFinder<Z> finder{scratch.tiles,     max,            temperature,
+    const CutFinder<Z> finder{scratch.tiles,     max,            inverse,
                               scratch.histogram, scratch.buffer, scratch.weights};
     reader.cut = find_cut(reader, finder, top_k, top_p, min_p);
   }
@@ -72,7 +72,7 @@ struct RowDraws {
   int64_t by_mass(const Words& w) {
     const int t = tile_of(coin53(w.r[0], w.r[1]));
     const Tile<Z> tile = read(t);
-    tile_weights(tile, scratch.tiles[t].max, temperature, scratch.weights);
+    tile_weights(tile, scratch.tiles[t].max, inverse, scratch.weights);
     return tile.first + token_at(scratch.weights, tile.n, coin53(w.r[2], w.r[3]));
   }
 
@@ -91,7 +91,7 @@ struct RowDraws {
         return t;
       }
       for (int k = 0; k < reader.tiles(); ++k)
-        exact_sums<false>(read(k), temperature, &scratch.tiles[k]);
+        exact_sums<false>(read(k), inverse, scratch.weights, &scratch.tiles[k]);
       exact = true;
       weigh_tiles();
     }
@@ -120,9 +120,9 @@ struct RowDraws {
     for (int t = 0; t < reader.tiles(); ++t) {
       const TileStats<Z>& tile = scratch.tiles[t];
       if (tile.sum == 0.0) continue;
-      const double x = (static_cast<double>(tile.max) - static_cast<double>(max)) / temperature;
+      const double x = (static_cast<double>(tile.max) - static_cast<double>(max)) * inverse;
       const Z runner_up = best / kTile == t ? tile.second : tile.max;
-      const double w = weight64(runner_up, max, temperature), scale = exp64(x);
+      const double w = weight64(runner_up, max, inverse), scale = exp64(x);
       second = w > second ? w : second;
       if (scale > 0.0) dot += scale * (tile.dot + x * tile.sum);
     }
@@ -138,8 +138,7 @@ struct RowDraws {
   TokenFacts facts_of(int64_t token, const RowFacts& row) {
     if (!finite()) return max > 0 ? TokenFacts{0.0, INFINITY} : TokenFacts{NAN, NAN};
     const Tile<Z> tile = read(static_cast<int>(token / kTile));
-    const double x = (static_cast<double>(tile.z[token % kTile]) - static_cast<double>(max)) /
-                     temperature;
+    const double x = (static_cast<double>(tile.z[token % kTile]) - static_cast<double>(max)) * inverse;
     return {x - row.log_total, x - std::log(mass_beside(token))};
   }
 
@@ -148,7 +147,7 @@ struct RowDraws {
 
   void weigh_tiles() {
     for (int t = 0; t < reader.tiles(); ++t)
-      scratch.mass[t] = tile_mass(scratch.tiles[t], max, temperature);
+      scratch.mass[t] = tile_mass(scratch.tiles[t], max, inverse);
   }
 
   // Sum of exp((z - max) / T) over all tokens but one, never as a difference.
@@ -157,7 +156,7 @@ struct RowDraws {
     double others = 0.0;
     for (int t = 0; t < reader.tiles(); ++t) others += t == own ? 0.0 : scratch.mass[t];
     const Tile<Z> tile = read(own);
-    tile_weights(tile, max, temperature, scratch.weights);
+    tile_weights(tile, max, inverse, scratch.weights);
     scratch.weights[token % kTile] = 0.0;
     return others + sum_of(scratch.weights, tile.n);
   }
@@ -169,7 +168,7 @@ struct RowDraws {
     const Row row = row_of(coins.key, coins.row, draw, race_high_domain());
     const F32 per_bit = broadcast(static_cast<float>(-0.6931471805599453 * 0x1p-23));
     const F32 at_zero = broadcast(static_cast<float>(0.6931471805599453 * 151.0));
-    const float inverse = static_cast<float>(1.0 / temperature);
+    const F32 slope = broadcast(static_cast<float>(inverse));
     F32 reach = broadcast(bound_below(best->score));
     for (int c = 0; c < tile.n; c += 32) {
       uint32_t words[32];
@@ -177,7 +176,7 @@ struct RowDraws {
       for (int v = 0; v < 32; v += kF32) {
         const F32 bits = bits_as_number(upper24(words + v));
         const F32 z = narrow(tile.z + c + v);
-        const F32 bound = fma(bits, per_bit, fma(z, broadcast(inverse), at_zero));
+        const F32 bound = fma(bits, per_bit, fma(z, slope, at_zero));
         for (uint32_t left = not_less(bound, reach); left != 0; left &= left - 1) {
           const int l = v + __builtin_ctz(left);
           if (score(tile.z[c + l], tile.first + c + l, words[l], coins, draw, best))
