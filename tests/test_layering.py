@@ -25,6 +25,13 @@ ROOMS = [
     "tests/test_{op}.py",
     "benchmarks/cases/{op}.py",
 ]
+# The rooms that an op has nothing in, by design.
+CUDA = {"csrc/kernels/cuda/{op}.cu", "csrc/kernels/cuda/{op}.cuh", "csrc/tests/test_cuda_{op}.cpp"}
+LACKS: dict[str, set[str]] = {}
+# Rooms that wait for the next step, which empties this list.
+NOT_YET = {
+    "categorical_sample": CUDA | {"triton_kernels/{op}.py"},
+}
 
 
 def source_files(*suffixes: str, under: str = "") -> list[Path]:
@@ -35,8 +42,11 @@ def source_files(*suffixes: str, under: str = "") -> list[Path]:
 
 @pytest.mark.parametrize("op", OPS)
 def test_one_op_one_name_in_every_room(op):
-    missing = [room.format(op=op) for room in ROOMS if not (ROOT / room.format(op=op)).exists()]
-    assert not missing, f"{op} has no file in: {missing}"
+    missing = {room for room in ROOMS if not (ROOT / room.format(op=op)).exists()}
+    expected = LACKS.get(op, set()) | NOT_YET.get(op, set())
+    assert missing == expected, (
+        f"{op} has no file in {missing - expected}, and one it should not have in {expected - missing}"
+    )
 
 
 def test_kernels_are_torch_free():

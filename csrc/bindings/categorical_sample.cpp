@@ -45,10 +45,10 @@ class RowParameter {
   RowParameter(const char* op, const char* name, const OptionalTensor& given, int64_t rows,
                const char* range, const Valid& valid) {
     if (!given.has_value()) return;
-    TORCH_CHECK_VALUE(given->is_cpu() && (given->dim() == 0 || (given->dim() == 1 &&
-                                                                given->size(0) == rows)),
-                      op, ": ", name, " must have shape () or (rows,) = (", rows,
-                      ") on cpu, got ", given->sizes(), " on ", given->device());
+    TORCH_CHECK_VALUE(
+        given->is_cpu() && (given->dim() == 0 || (given->dim() == 1 && given->size(0) == rows)), op,
+        ": ", name, " must have shape () or (rows,) = (", rows, ") on cpu, got ", given->sizes(),
+        " on ", given->device());
     values_ = given->to(c10::CppTypeToScalarType<V>::value).contiguous();
     const V* v = values_.const_data_ptr<V>();
     for (int64_t i = 0; i < values_.numel(); ++i)
@@ -85,9 +85,8 @@ struct Outputs {
 Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
   check_float(op, "logits", a.logits);
   const Rows shape = rows_of(a.logits);
-  TORCH_CHECK_VALUE(
-      a.logits.dim() >= 1 && 1 <= shape.cols && shape.cols <= kMaxVocab, op,
-      ": logits must have shape (…, V) with V in [1, 2**20], got ", a.logits.sizes());
+  TORCH_CHECK_VALUE(a.logits.dim() >= 1 && 1 <= shape.cols && shape.cols <= kMaxVocab, op,
+                    ": logits must have shape (…, V) with V in [1, 2**20], got ", a.logits.sizes());
   TORCH_CHECK_VALUE(a.method == "cdf" || a.method == "race", op,
                     ": method must be 'cdf' or 'race', got '", a.method, "'");
   TORCH_CHECK_VALUE(a.num_samples.value_or(1) >= 1 && a.num_samples.value_or(1) < int64_t{1} << 32,
@@ -139,8 +138,8 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
   Outputs y;
   y.tokens = at::empty(per_draw, a.logits.options().dtype(at::kLong));
   if (stats) {
-    const auto like = a.logits.options().dtype(
-        a.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+    const auto like =
+        a.logits.options().dtype(a.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     for (Tensor* t : {&y.logprob, &y.log_odds}) *t = at::empty(per_draw, like);
     for (Tensor* t : {&y.margin, &y.entropy, &y.logsumexp}) *t = at::empty(per_row, like);
   }
@@ -150,18 +149,28 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
     using Z = cpu::Wide<T>;
     const auto stat = [](const Tensor& t) { return t.defined() ? out<Z>(t) : nullptr; };
     const cpu::CategoricalArgs<T> args{
-        {in<T>(logits), row_layout(logits), shape.cols,
-         uncond.defined() ? in<T>(uncond) : nullptr,
+        {in<T>(logits), row_layout(logits), shape.cols, uncond.defined() ? in<T>(uncond) : nullptr,
          uncond.defined() ? row_layout(uncond) : cpu::RowLayout{},
          static_cast<Z>(a.cfg_scale + 1.0),
          exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr,
          exclude.defined() ? exclude.numel() : 0,
          bitmask.defined() ? bitmask.const_data_ptr<int32_t>() : nullptr, words},
         rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr,
-        stream.keys, stream.rows_per_key, stream.row_offset,
-        temperature, top_k, top_p, min_p, draws, a.method == "race",
+        stream.keys,
+        stream.rows_per_key,
+        stream.row_offset,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        draws,
+        a.method == "race",
         y.tokens.mutable_data_ptr<int64_t>(),
-        stat(y.logprob), stat(y.log_odds), stat(y.margin), stat(y.entropy), stat(y.logsumexp)};
+        stat(y.logprob),
+        stat(y.log_odds),
+        stat(y.margin),
+        stat(y.entropy),
+        stat(y.logsumexp)};
     const int64_t total = rows.defined() ? rows.numel() : shape.rows;
     // Rows a task: some 65536 tokens, 10 us of work.
     parallel_groups(

@@ -5,8 +5,8 @@
 
 #include "streams.h"
 
-// Inlined into the caller's instruction set on the host, where fma is then an instruction and a loop
-// over tokens a loop over vectors.
+// Inlined into the caller's instruction set on the host, where fma is then an instruction and a
+// loop over tokens a loop over vectors.
 #if defined(__CUDACC__)
 #define RF_INLINE RF_HD
 #else
@@ -46,7 +46,8 @@ RF_INLINE int64_t to_bits(double x) {
 // exp(x) for x <= 0 within 2 ulp; 0 below -708, where weights relative to the largest are nothing,
 // and for NaN. x = n ln 2 + r with |r| <= ln 2 / 2; Taylor's series, whose 14th term is 2^-57.
 RF_INLINE double exp64(double x) {
-  const double shift = 0x1.8p52;  // adding it rounds to an integer, which then stands in the low bits
+  const double shift =
+      0x1.8p52;  // adding it rounds to an integer, which then stands in the low bits
   const double shifted = fma64(x, 0x1.71547652b82fep0, shift), n = shifted - shift;
   const double r = fma64(n, -0x1.abc9e3b39803fp-56, fma64(n, -0x1.62e42fefa39efp-1, x));
   double p = 1.0 / 6227020800;

@@ -55,8 +55,10 @@ template <class T>
 void categorical_sample(const cpu::CategoricalArgs<T>& a, int64_t begin, int64_t end,
                         cpu::RowScratch<cpu::Wide<T>>& scratch) {
   for (int64_t out = begin; out < end; ++out) {
-    if (a.margin) sample_row<true>(a, out, scratch);
-    else sample_row<false>(a, out, scratch);
+    if (a.margin)
+      sample_row<true>(a, out, scratch);
+    else
+      sample_row<false>(a, out, scratch);
   }
 }
 

@@ -13,7 +13,7 @@ struct CutFinder {
   static constexpr int kBits = 8 * sizeof(Key);
   const TileStats<Z>* tiles;  // of the uncut row: which tiles can be skipped
   Z row_max;
-  double inverse;  // 1 / T
+  double inverse;     // 1 / T
   double* histogram;  // (2^kDigit,)
   Z* buffer;          // (kTile,)
   double* weights;    // (kTile,)
@@ -25,7 +25,8 @@ struct CutFinder {
     Key prefix = 0;
     double before = 0.0;
     for (int fixed = 0; fixed < kBits;) {
-      const int digit = kBits - fixed < kDigit ? kBits - fixed : kDigit, shift = kBits - fixed - digit;
+      const int digit = kBits - fixed < kDigit ? kBits - fixed : kDigit,
+                shift = kBits - fixed - digit;
       const int bins = 1 << digit;
       for (int b = 0; b < bins; ++b) histogram[b] = 0.0;
       for_each_tile<kCount>(reader, prefix, fixed, [&](const Tile<Z>& tile) {

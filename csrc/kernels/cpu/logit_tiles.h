@@ -71,8 +71,10 @@ struct LogitReader {
     int64_t low = 0, high = rows.num_exclude;  // the first id that is not below the tile
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (rows.exclude[middle] < first) low = middle + 1;
-      else high = middle;
+      if (rows.exclude[middle] < first)
+        low = middle + 1;
+      else
+        high = middle;
     }
     for (; low < rows.num_exclude && rows.exclude[low] < first + n; ++low)
       buffer[rows.exclude[low] - first] = static_cast<Z>(-INFINITY);

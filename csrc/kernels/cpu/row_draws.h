@@ -52,8 +52,8 @@ struct RowDraws {
   }
 
   void cut(int64_t top_k, double top_p, double min_p) {
-    const CutFinder<Z> finder{scratch.tiles,     max,            inverse,
-                              scratch.histogram, scratch.buffer, scratch.weights};
+    const CutFinder<Z> finder{scratch.tiles,  max, inverse, scratch.histogram, scratch.buffer,
+                              scratch.weights};
     reader.cut = find_cut(reader, finder, top_k, top_p, min_p);
   }
 
@@ -138,7 +138,8 @@ struct RowDraws {
   TokenFacts facts_of(int64_t token, const RowFacts& row) {
     if (!finite()) return max > 0 ? TokenFacts{0.0, INFINITY} : TokenFacts{NAN, NAN};
     const Tile<Z> tile = read(static_cast<int>(token / kTile));
-    const double x = (static_cast<double>(tile.z[token % kTile]) - static_cast<double>(max)) * inverse;
+    const double x =
+        (static_cast<double>(tile.z[token % kTile]) - static_cast<double>(max)) * inverse;
     return {x - row.log_total, x - std::log(mass_beside(token))};
   }
 
@@ -201,8 +202,8 @@ struct RowDraws {
              cpu::Racer* best) const {
     if (!(z > static_cast<Z>(-INFINITY))) return false;
     const Words low = coins.block(race_low_domain(), static_cast<uint32_t>(token / 4), draw);
-    const double s = static_cast<double>(z) / temperature -
-                     log64(race_exponential(high, low.r[token % 4]));
+    const double s =
+        static_cast<double>(z) / temperature - log64(race_exponential(high, low.r[token % 4]));
     if (!(s > best->score)) return false;
     *best = {s, token};
     return true;

@@ -20,8 +20,7 @@ inline double sum_of(const double* w, int n) {
 
 // The sums in float64, where float32 met a NaN, or a coin the edge of a tile.
 template <bool kDot, class Z>
-inline void exact_sums(const Tile<Z>& tile, double inverse, double* weights,
-                       TileStats<Z>* stats) {
+inline void exact_sums(const Tile<Z>& tile, double inverse, double* weights, TileStats<Z>* stats) {
   for (int c = 0; c < tile.n; ++c) stats->has_nan |= tile.z[c] != tile.z[c];
   if (stats->max - stats->max != 0) return;
   tile_weights(tile, stats->max, inverse, weights);
@@ -106,7 +105,8 @@ inline TileStats<double> tile_stats(const Tile<double>& tile, double inverse, do
   return stats;
 }
 
-// Where the running sum of weights passes u times the whole: chunks of kPad, then one token by token.
+// Where the running sum of weights passes u times the whole: chunks of kPad, then one token by
+// token.
 inline int token_at(const double* weights, int n, double u) {
   double prefix[kTile / kPad];
   double total = 0.0;

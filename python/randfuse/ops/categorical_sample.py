@@ -221,7 +221,9 @@ def _parameter(op: str, name: str, value: Any, logits: Tensor, dtype: torch.dtyp
             raise ValueError(f"{op}: {name} must be {want}, got {value}")
         return torch.full((), min(value, 2**62) if dtype == torch.int64 else value, dtype=dtype)
     if value.is_floating_point() != dtype.is_floating_point or value.dtype == torch.bool or value.is_complex():
-        raise TypeError(f"{op}: {name} must be {'floating' if dtype.is_floating_point else 'integer'}, got {value.dtype}")
+        raise TypeError(
+            f"{op}: {name} must be {'floating' if dtype.is_floating_point else 'integer'}, got {value.dtype}"
+        )
     if value.dim() and tuple(value.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"{op}: {name} must have shape () or {tuple(logits.shape[:-1])}, got {tuple(value.shape)}")
     if value.device.type != "cpu" and value.device != logits.device:

@@ -124,8 +124,10 @@ def categorical_sample_with_stats(
     point = torch.full_like(x, -torch.inf).scatter(-1, best, 0.0)
     x = torch.where(top.isfinite(), filtered(x, k, p, m), point)
     scores = (z / warm).masked_fill(x.isinf(), -torch.inf)
-    draw = (lambda s: draw_cdf(x, keys, stream_rows, s)) if method == "cdf" else (
-        lambda s: draw_race(scores, keys, stream_rows, s)
+    draw = (
+        (lambda s: draw_cdf(x, keys, stream_rows, s))
+        if method == "cdf"
+        else (lambda s: draw_race(scores, keys, stream_rows, s))
     )
     tokens = torch.stack([draw(s) for s in range(num_samples or 1)], -1)
     tokens = torch.where((t > 0).unsqueeze(-1) & top.isfinite(), tokens, best)
