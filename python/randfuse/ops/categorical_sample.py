@@ -273,8 +273,8 @@ def _fake(logits: Tensor, *args: Any) -> Tensor:
 def _stats_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     rows, num_samples = args[9:11]
     per_row, per_draw = _shapes(logits, rows, num_samples)
-    like = {"dtype": torch.float64 if logits.dtype == torch.float64 else torch.float32}
-    facts = (logits.new_empty(s, **like) for s in (per_draw, per_draw, per_row, per_row, per_row))
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    facts = (logits.new_empty(s, dtype=dtype) for s in (per_draw, per_draw, per_row, per_row, per_row))
     return logits.new_empty(per_draw, dtype=torch.int64), *facts
 
 

@@ -114,15 +114,16 @@ def categorical_sample_with_stats(
     shape = logits.shape[:-1] if rows is None else rows.shape
     rows = torch.arange(n, device=logits.device) if rows is None else rows
     keys, stream_rows = (t[rows] for t in streams.row_keys(key, n, row_offset))
-    t, k, p, m = (a if a is None else a.to(logits.device).expand(n)[rows] for a in (temperature, top_k, top_p, min_p))
+    t = temperature.to(logits.device).expand(n)[rows].double()
+    filters = (a if a is None else a.to(logits.device).expand(n)[rows] for a in (top_k, top_p, min_p))
     z = allowed_logits(logits, rows, exclude, bitmask, uncond_logits, cfg_scale)
     nan = z.isnan().any(-1)
     z = z.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     top, best = z.max(-1, keepdim=True)  # lowest index among equals
-    warm = torch.where(t > 0, t.double(), 1.0).unsqueeze(-1)
+    warm = torch.where(t > 0, t, 1.0).unsqueeze(-1)
     x = torch.where(z == top, 0.0, (z - top) / warm)
     point = torch.full_like(x, -torch.inf).scatter(-1, best, 0.0)
-    x = torch.where(top.isfinite(), filtered(x, k, p, m), point)
+    x = torch.where(top.isfinite(), filtered(x, *filters), point)
     scores = (z / warm).masked_fill(x.isinf(), -torch.inf)
     draw = (
         (lambda s: draw_cdf(x, keys, stream_rows, s))
