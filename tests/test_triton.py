@@ -15,7 +15,7 @@ import pytest
 import randfuse
 import torch
 import torch.nn.functional as F
-from randfuse import reference
+from randfuse import _extension, reference
 from randfuse.reference import streams
 from randfuse.reference.linear_dropout import ACTIVATIONS, times_derivative
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64, known_answers
@@ -163,6 +163,20 @@ def test_p(device, kind):
         else:
             args = (x, key, 0.0, torch.tensor(p, dtype=getattr(torch, kind), device=device), 2, 3, 0, 0)
         same_bits(op("dropout")(*args), reference.FUNCTIONS["dropout"](*args), f"p = {p}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
+@pytest.mark.skipif(not INTERPRETING, reason="on a GPU: test_dropout.py")
+def test_hundred_million_decisions(monkeypatch):
+    """Against the CPU's kernels, which test_dropout.py holds against the reference. Fewer programs cost less."""
+    from randfuse.triton_kernels import elementwise
+
+    monkeypatch.setattr(elementwise, "_TILE", 2**18)
+    for row in range(0, 8000, 1000):
+        args = (torch.tensor(13), (1000, 12500), 0.1, None, 1, 0, row, 3)
+        mask, expected = op("dropout_mask")(*args), torch.ops.randfuse.dropout_mask(*args)
+        assert torch.equal(mask, expected), f"rows {row}…: {int((mask != expected).sum())} decisions differ"
 
 
 @on_device

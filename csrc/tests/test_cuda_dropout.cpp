@@ -1,6 +1,8 @@
 // dropout and dropout_mask on the SIMT executor, against the definition.
 #include "../kernels/cuda/dropout.h"
 
+#include <memory>
+
 #include "cuda_cases.h"
 
 namespace randfuse::test {
@@ -52,6 +54,17 @@ void test_mask(int64_t rows, int64_t cols, const StreamCase& c) {
   }
 }
 
+void test_hundred_million_decisions() {
+  const int64_t rows = 8000, cols = 12500;
+  const Stream stream({1, 0, 3, 0.1, false}, rows, Op::kDropout);
+  const std::unique_ptr<bool[]> mask(new bool[rows * cols]);
+  launch_dropout_mask(cuda::DropoutMaskArgs{mask.get(), rows, cols, stream.mask, stream.rate},
+                      nullptr);
+  int64_t different = 0;
+  for (int64_t i = 0; i < rows * cols; ++i) different += mask[i] != stream.keep(i / cols, i % cols);
+  CHECK(different == 0, different << " of " << rows * cols << " decisions differ");
+}
+
 void test_in_place() {
   const Stream stream(kStreamCases[0], 6, Op::kDropout);
   const Matrix<half_t> x(6, 40, 40, 2);
@@ -87,5 +100,6 @@ int main() {
   test_dropout<float>("float", 8, 0, 0, kStreamCases[0]);
   test_dropout<float>("float", 1, 1, 1, kStreamCases[0]);
   test_in_place();
+  test_hundred_million_decisions();
   return check::report("test_cuda_dropout");
 }
