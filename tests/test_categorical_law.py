@@ -1,7 +1,7 @@
 """The law of `categorical_sample` against float64, and samplers that must fail the same tests.
 
-Every test has false-positive rate 1e-6 (fixed keys: it is right or wrong once and for all). With n draws a chi-square of
-this size sees a total-variation error of sqrt(λ / 4n) with power 0.999; λ = 64, 96, 142 for 2, 16, 64 cells.
+Every test has false-positive rate 1e-6 (fixed keys: it is right or wrong once and for all). With n draws a chi-square
+of this size sees a total-variation error of sqrt(λ / 4n) with power 0.999; λ = 64, 96, 142 for 2, 16, 64 cells.
 """
 
 from __future__ import annotations

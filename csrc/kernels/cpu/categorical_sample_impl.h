@@ -1,11 +1,11 @@
 namespace randfuse::RF_ISA {
 #include "simd.h"
-// these build on simd.h, in this order
+// each builds on those before it
 #include "simd_math.h"
-//
+// (comments keep the formatter from sorting)
 #include "logit_tiles.h"
 #include "tile_stats.h"
-//
+// and these on the tiles
 #include "filters.h"
 #include "row_draws.h"
 
