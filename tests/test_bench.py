@@ -13,7 +13,19 @@ import pytest
 import randfuse
 import torch
 import torch.nn.functional as F
-from randfuse.bench import BenchError, __main__, case, compare, gate, memory, report, results, roofline, timing
+from randfuse.bench import (
+    BenchError,
+    __main__,
+    case,
+    compare,
+    gate,
+    memory,
+    report,
+    results,
+    roofline,
+    timing,
+    variants,
+)
 from randfuse.bench.case import Cost, Inputs
 from randfuse.bench.run import Options, jobs, run
 from torch import Tensor
@@ -97,7 +109,7 @@ def test_gate_passes_what_is_right(op: str):
     checked(op, lambda inputs: CASES[op].randfuse(inputs, randfuse.key(7)), fused=True)
     checked(op, CASES[op].floor, fused=False, floor=True)
     for name, forward in CASES[op].baselines().items():
-        assert name in ("eager", "native"), f"{name}: unknown baseline"
+        assert name in variants.PLAIN, f"{name}: unknown baseline"
         checked(op, forward, fused=False)
 
 
@@ -407,7 +419,10 @@ def test_list_names_cases_and_reasons(capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "nothing"], "--op must be among dropout, dropout_linear, linear_dropout, got 'nothing'"),
+        (
+            ["--op", "nothing"],
+            "--op must be among categorical_sample, dropout, dropout_linear, linear_dropout, got 'nothing'",
+        ),
         (["--backend", "opencl"], "--backend must be among eager, native"),
         (["--shape", "3,4"], "--shape must come with one --op"),
         (["--op", "dropout", "--shape", "3,4,5"], "--shape must be positive sizes rows,cols"),

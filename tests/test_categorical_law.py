@@ -166,7 +166,7 @@ def test_far_tail(method, gap, n):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("r", [1e-2, 2e-3])
+@pytest.mark.parametrize("r", [1e-2, 5e-3])
 def test_mask_dominated_race(method, r):
     """Masked diffusion's own draw: [MASK] with 1 - r against Zipf tokens; P(unmask) and the law given it are right.
 
@@ -185,7 +185,8 @@ def test_mask_dominated_race(method, r):
     m = 2**15
     u = (torch.rand(m, vocab + 1) * 2**11).floor() / 2**11
     control = int(((p.log() - (-u.double().log()).log()).argmax(-1) != 0).sum())
-    predicted = m * r * sum(float(z) * lattice_factor(r * float(z), 11) for z in zipf)
+    # A uniform of 0 takes [MASK] itself out of the race; otherwise tokens lose what the lattice formula says.
+    predicted = m * 2.0**-11 + m * r * sum(float(z) * lattice_factor(r * float(z), 11) for z in zipf)
     assert predicted < 0.75 * m * r
     # The formula takes tokens one by one; together they block each other by less than a tenth here.
     assert control < 1.1 * predicted + 6 * math.sqrt(predicted), f"half precision: {control}, predicted {predicted:.0f}"
