@@ -104,14 +104,8 @@ def extensions() -> tuple[list, dict]:
     # -ffp-contract=off: results may not depend on whether a compiler fuses a multiply and an add.
     # gcc 12 warns of uninitialised values inside its own AVX-512 headers.
     host = ["-O0" if debug else "-O3", "-g" if debug else "-g0", "-ffp-contract=off", "-fvisibility=hidden"]
-    host += [
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-parameter",
-        "-Wno-uninitialized",
-        "-Wno-maybe-uninitialized",
-        "-Wno-psabi",
-    ]
+    host += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
+    host += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: kernels run on one thread there
     kinds = ("cpu", "binding") if reason else ("cpu", "binding", "cuda")
     print(

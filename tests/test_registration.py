@@ -34,6 +34,12 @@ KEPT = torch.tensor([[[0, 2, 3]]])  # of three blocks, the last place empty
 COUNTED, COUNTED_P = (STREAM[0], 2, *STREAM[1:]), (TENSOR_P[0], 2, *TENSOR_P[1:])  # with a number of samples
 LABELS = torch.tensor([0, 4, -100, 2])
 KEYS = torch.tensor([3, 4])
+ONE, HALF = torch.ones((), dtype=torch.float64), torch.full((6,), 0.5, dtype=torch.float64)
+SAMPLING = [
+    (x(6, 9, grad=False), KEY, ONE, *[None] * 6, 0.0, None, None, "cdf", 0),
+    (x(2, 3, 40, grad=False), torch.tensor([3, 4]), HALF, torch.tensor(7), HALF, HALF * 0.1, torch.tensor([4, 2]),
+     torch.full((6, 2), -2, dtype=torch.int32), x(2, 3, 40, grad=False), 1.5, torch.tensor([5, 0]), 3, "race", 2),
+]  # fmt: skip
 SAMPLES = {
     "dropconnect_linear": [
         (x(4, 9), x(5, 9), x(5), *STREAM),
@@ -59,6 +65,8 @@ SAMPLES = {
     ],
     "dense_sketch_entries": [(KEYS, "gaussian", 2, 7, 130, 9), (KEYS, "rademacher", 2, 7, 130, 9)],
     "distinct_rows": [(KEYS, 1, 40, 7), (KEYS, 0, 3, 0)],
+    "categorical_sample": SAMPLING,
+    "categorical_sample_with_stats": SAMPLING,
     "dropout": [
         (x(4, 9), *STREAM[:3], 1, 0, 1, 2),
         (turned(9, 4), *STREAM[:3], 2, 0, 0, 0),
@@ -196,6 +204,23 @@ def test_reference_agrees_on_the_samples(name):
 
 @pytest.mark.parametrize(("name", "position", "value", "message"), [
     ("dropconnect_linear", 1, torch.ones(5, 8, dtype=torch.float64), r"weight must have shape \(N, K=9\)"),
+    ("categorical_sample", 0, torch.ones(6, 9, dtype=torch.int32), "logits must be float32"),
+    ("categorical_sample", 0, torch.ones(6, 0), "logits must have shape"),
+    ("categorical_sample", 1, torch.zeros(4, dtype=torch.int64), "key must have a length that divides the 6 rows"),
+    ("categorical_sample", 2, -ONE, "temperature must be 0 or in"),
+    ("categorical_sample", 2, torch.ones(5), r"temperature must have shape \(\) or \(rows,\)"),
+    ("categorical_sample", 3, torch.tensor(0), "top_k must be at least 1, got 0"),
+    ("categorical_sample", 4, torch.tensor(1.5), r"top_p must be in \[0, 1\], got 1.5"),
+    ("categorical_sample", 5, torch.tensor(-1.0), r"min_p must be in \[0, 1\], got -1"),
+    ("categorical_sample", 6, torch.tensor([9]), r"exclude must be in \[0, 9\), got 9"),
+    ("categorical_sample", 7, torch.ones(6, 2, dtype=torch.int32), "bitmask must have shape"),
+    ("categorical_sample", 7, torch.ones(6, 1), "bitmask must be int32"),
+    ("categorical_sample", 8, x(6, 8, grad=False), "uncond_logits must have shape"),
+    ("categorical_sample", 9, float("nan"), "cfg_scale must be finite"),
+    ("categorical_sample", 10, torch.tensor([-1]), r"rows must be in \[0, 6\), got -1"),
+    ("categorical_sample", 11, 0, r"num_samples must be in \[1, 2\*\*32\), got 0"),
+    ("categorical_sample", 12, "best", "method must be 'cdf' or 'race', got 'best'"),
+    ("categorical_sample", 13, -1, "row_offset must be in"),
     ("dropout", 0, torch.ones(4, 9, dtype=torch.int32), "x must be float32"),
     ("dropout", 1, torch.tensor(1.0), "key must be int64"),
     ("dropout", 1, torch.tensor([1, 2, 3]), "key must have a length that divides the 4 rows, got 3"),

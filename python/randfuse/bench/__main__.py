@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def options(args: argparse.Namespace, cases: dict[str, case.Case]) -> run.Options:
+def options(args: argparse.Namespace, cases: dict[str, case.AnyCase]) -> run.Options:
     """Checked options; anything unknown is named."""
     _known("--op", args.op, list(cases))
     _known("--dtype", args.dtype, list(case.DTYPES))

@@ -33,14 +33,14 @@ class Cost(NamedTuple):
     flops: int
 
 
-class Case(ABC):
+class AnyCase(ABC):
     """One op: its shapes, its inputs, its least cost, and the ways to compute it."""
 
     op: str
     letters: str  # names of the sizes in a shape, "rows,cols" for example
-    p: float = 0.1
     shapes: ClassVar[dict[str, dict[str, tuple[Shape, ...]]]]  # preset -> device type -> shapes
-    differentiable: tuple[str, ...]  # inputs that get a gradient in forward+backward
+    passes: tuple[str, ...] = PASSES
+    differentiable: tuple[str, ...] = ()  # inputs that get a gradient in forward+backward
 
     @abstractmethod
     def setup(self, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
@@ -65,6 +65,25 @@ class Case(ABC):
     def floor(self, inputs: Inputs) -> Tensor:
         """The same work without randomness, by PyTorch."""
 
+    def dtypes(self, device: str) -> tuple[str, ...]:
+        return ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16")
+
+
+class SamplerCase(AnyCase):
+    """An op that yields tokens (…,) of logits "x" (…, V) and has no derivative."""
+
+    passes = PASSES[:1]
+
+    @abstractmethod
+    def tokens(self, inputs: Inputs, key: Tensor) -> Tensor:
+        """The draw by the reference."""
+
+
+class Case(AnyCase):
+    """An op that drops elements with probability p and scales the rest."""
+
+    p: float = 0.1
+
     @abstractmethod
     def exact(self, inputs: Inputs, factor: Tensor) -> Tensor:
         """The formula in plain PyTorch, in the dtype of the inputs; `factor` is 0 where dropped, else the scale.
@@ -80,15 +99,12 @@ class Case(ABC):
     def mask(self, shape: Shape, key: Tensor) -> Tensor:
         """The decisions by the reference, True = kept (or counts of them), on the key's device."""
 
-    def dtypes(self, device: str) -> tuple[str, ...]:
-        return ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16")
-
     def scale(self, exactly: bool) -> float:
         """Factor of kept elements: by the probability really used, or by the nominal one as PyTorch does."""
         return 1 / (1 - float(effective_p(self.p) if exactly else self.p))
 
 
-def load() -> dict[str, Case]:
+def load() -> dict[str, AnyCase]:
     """All cases by op name."""
     cases = importlib.import_module(f"{__package__}.cases")  # lies in benchmarks/cases, where type checkers do not look
     names = [info.name for info in pkgutil.iter_modules(cases.__path__)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..testing import assert_bitwise_equal, assert_close_to_float64
-from .case import Case, Forward, Inputs
+from .case import AnyCase, Case, Forward, Inputs, SamplerCase, Shape
 
 # torch.compile sums a bias gradient in plain float32, which costs up to ten times the error of PyTorch's cascade.
 BASELINE_FACTOR = 64.0
@@ -22,6 +22,14 @@ BASELINE_FACTOR = 64.0
 
 class GateError(AssertionError):
     """A variant is wrong; the message says where."""
+
+
+def admit(case: AnyCase, shape: Shape, forward: Forward, inputs: Inputs, key: Tensor | None, floor: bool) -> None:
+    """Raise GateError unless `forward` does the op; `key` is what randfuse's own variants draw from."""
+    if isinstance(case, Case):
+        check(case, forward, inputs, expected=None if key is None else case.mask(shape, key), floor=floor)
+    elif isinstance(case, SamplerCase) and not floor:  # the floor draws nothing
+        check_tokens(forward, inputs, expected=None if key is None else case.tokens(inputs, key))
 
 
 def gradients(case: Case, forward: Forward, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,6 +75,18 @@ def _assert_sane(case: Case, inputs: Inputs, out: Tensor, grads: dict[str, Tenso
         like = inputs.get(name, inputs["grad"])
         assert value.shape == like.shape, f"{name}: shape {tuple(value.shape)} must be {tuple(like.shape)}"
         assert value.isfinite().all(), f"{name}: must be finite"
+
+
+def check_tokens(forward: Forward, inputs: Inputs, *, expected: Tensor | None) -> None:
+    """Raise GateError unless `forward` yields `expected`, or, being another sampler, an allowed token for every row."""
+    try:
+        out = forward(inputs).reshape(inputs["x"].shape[:-1])
+        if expected is not None:
+            assert_bitwise_equal(out, expected, name="tokens")
+        logits = inputs["x"].gather(-1, out.unsqueeze(-1))
+        assert (logits > -torch.inf).all(), "a token of no probability was drawn"
+    except AssertionError as error:
+        raise GateError(str(error)) from error
 
 
 def _assert_rate(kept: Tensor, p: float) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from .._backends import unavailable, use_backend
-from .case import Case, Forward
+from .case import AnyCase, Forward
 
 BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("auto", "cuda", "triton", "reference")}  # device -> randfuse's
-PLAIN = ("eager", "native", "compile", "floor")
+PLAIN = ("eager", "native", "gumbel32", "race32", "multinomial", "race", "softmax", "compile", "floor")
 
 
 @dataclass
@@ -34,7 +34,7 @@ def choice(device: str, preset: str, asked: list[str] | None) -> list[str]:
     return [n for n in PLAIN if not (n == "compile" and preset == "smoke")] + kernels
 
 
-def variants(case: Case, device: str, names: list[str]) -> list[Variant]:
+def variants(case: AnyCase, device: str, names: list[str]) -> list[Variant]:
     """Those of `names` that exist for the case, each with its problem if it cannot run."""
     baselines = case.baselines()
     found = []
@@ -55,7 +55,7 @@ def _compiled(eager: Forward) -> Variant:
     return Variant("compile", torch.compile(eager, dynamic=False), nullcontext())
 
 
-def _fused(case: Case, device: str, backend: str) -> Variant:
+def _fused(case: AnyCase, device: str, backend: str) -> Variant:
     name = f"randfuse {backend}"
     problem = backend_problem(device, backend)
     context = nullcontext() if problem else use_backend(backend)

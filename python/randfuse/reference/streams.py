@@ -17,6 +17,7 @@ EMBEDDING_ROW = 22
 STRUCTURED = 4
 MULTI_SAMPLE_COUNT = 6
 SKETCH_SIGN, SKETCH_INDEX, SKETCH_NORMAL, SKETCH_PERMUTATION = 16, 17, 18, 19
+CATEGORICAL, RACE_HIGH, RACE_LOW = 8, 9, 21
 MASK_ROUNDS, WORD_ROUNDS = 7, 10
 _LOW = 0xFFFFFFFF
 
@@ -67,6 +68,12 @@ def long_lanes(key: Tensor, sample: Tensor, first: int, count: int, *, op: int, 
 def sum_dtype(x: Tensor) -> torch.dtype:
     """What sums of x are held in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def block(key: Tensor, rows: Tensor, column: int, *, op: int, width: int, sample: int) -> tuple[Tensor, ...]:
+    """The four words of one block of the (row, key) pairs, 10 rounds."""
+    j, s, d = (torch.full_like(rows, c) for c in (column, sample, domain_word(op, width)))
+    return philox4x32(j, rows, s, d, key, WORD_ROUNDS)
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+// Reads logits tile by tile as padded float32 (float64 for double). Included like simd.h.
+//
+// Bytes: each logit is read once a pass; the tile then lies in the L1 cache (4 KiB), where maximum,
+// sum and race take their turns. Float32 tiles that nothing is done to are used where they lie.
+
+constexpr int kPad = 64;  // tiles end with -inf up to a multiple of this
+
+template <class Z>
+struct Tile {
+  const Z* z;
+  int n;          // multiple of kPad
+  int64_t first;  // token of z[0]
+};
+
+template <class T>
+struct LogitReader {
+  using Z = cpu::Wide<T>;
+  const cpu::LogitRows<T>& rows;
+  const T* logits;
+  const T* uncond;
+  const int32_t* bitmask;
+  Cut<Z> cut;  // nothing is cut until a filter says so
+
+  LogitReader(const cpu::LogitRows<T>& r, int64_t row)
+      : rows(r),
+        logits(r.logits + r.layout.offset(row)),
+        uncond(r.uncond ? r.uncond + r.uncond_layout.offset(row) : nullptr),
+        bitmask(r.bitmask ? r.bitmask + row * r.bitmask_words : nullptr),
+        cut{static_cast<Z>(-INFINITY), kMaxVocab} {}
+
+  int tiles() const { return static_cast<int>((rows.vocab + kTile - 1) / kTile); }
+
+  Tile<Z> read(int t, Z* buffer) const {
+    const int64_t first = static_cast<int64_t>(t) * kTile;
+    const int n = static_cast<int>(rows.vocab - first < kTile ? rows.vocab - first : kTile);
+    const int padded = (n + kPad - 1) / kPad * kPad;
+    const bool cuts = cut.value > static_cast<Z>(-INFINITY);
+    if constexpr (std::is_same_v<T, Z>) {
+      const bool plain = !uncond && !bitmask && !cuts && rows.num_exclude == 0;
+      if (plain && n == padded) return {logits + first, n, first};
+    }
+    widen(logits + first, n, buffer);
+    for (int c = n; c < padded; ++c) buffer[c] = static_cast<Z>(-INFINITY);
+    if (uncond) {
+      Z other[kTile];
+      widen(uncond + first, n, other);
+      for (int c = 0; c < n; ++c) buffer[c] = guided(buffer[c], other[c], rows.scale_plus_one);
+    }
+    if (rows.num_exclude > 0) exclude(first, n, buffer);
+    if (bitmask) {
+      for (int c = 0; c < n; ++c)
+        if (!(bitmask[(first + c) / 32] >> (c % 32) & 1)) buffer[c] = static_cast<Z>(-INFINITY);
+    }
+    if (cuts) {
+      for (int c = 0; c < n; ++c)
+        buffer[c] = cut.keeps(buffer[c], first + c) ? buffer[c] : static_cast<Z>(-INFINITY);
+    }
+    return {buffer, padded, first};
+  }
+
+ private:
+  static void widen(const T* in, int n, Z* out) {
+    int c = 0;
+    if constexpr (std::is_same_v<Z, float>) {
+      for (; c + kF32 <= n; c += kF32) store(out + c, load(in + c));
+    }
+    for (; c < n; ++c) out[c] = to_float(in[c]);
+  }
+
+  void exclude(int64_t first, int n, Z* buffer) const {
+    int64_t low = 0, high = rows.num_exclude;  // the first id that is not below the tile
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (rows.exclude[middle] < first)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    for (; low < rows.num_exclude && rows.exclude[low] < first + n; ++low)
+      buffer[rows.exclude[low] - first] = static_cast<Z>(-INFINITY);
+  }
+};

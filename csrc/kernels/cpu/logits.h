@@ -1,0 +1,61 @@
+// Raw logits of many rows and what is done to them before a token is drawn. Shared by the ops that
+// sample.
+#pragma once
+#include <cstdint>
+#include <type_traits>
+
+#include "../common/categorical.h"
+#include "../common/dtype.h"
+
+namespace randfuse::cpu {
+
+template <class T>  // type of the arithmetic on logits of type T
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Where rows of a tensor lie whose leading dimensions need not be one stride: no copy is made.
+struct RowLayout {
+  static constexpr int kMaxDims = 8;
+  int dims;
+  int64_t size[kMaxDims], stride[kMaxDims];
+
+  int64_t offset(int64_t row) const {
+    int64_t at = 0;
+    for (int d = dims - 1; d >= 0; --d) {
+      at += row % size[d] * stride[d];
+      row /= size[d];
+    }
+    return at;
+  }
+};
+
+template <class T>
+struct LogitRows {
+  const T* logits;
+  RowLayout layout;
+  int64_t vocab;
+  const T* uncond;  // may be null: no guidance
+  RowLayout uncond_layout;
+  Wide<T> scale_plus_one;
+  const int64_t* exclude;  // (num_exclude,), ascending
+  int64_t num_exclude;
+  const int32_t* bitmask;  // (rows, bitmask_words), bit set = allowed; may be null
+  int64_t bitmask_words;
+};
+
+struct Racer {
+  double score;
+  int64_t token;
+};
+
+// What a thread works in: under 100 KiB, and 16 bytes a draw.
+template <class Z>
+struct RowScratch {
+  TileStats<Z> tiles[kMaxTiles];
+  double mass[kMaxTiles];  // of the tiles, relative to a token at the row's maximum
+  Z buffer[kTile];
+  double weights[kTile];
+  double histogram[2048];
+  Racer* racers;  // (num_samples,)
+};
+
+}  // namespace randfuse::cpu
