@@ -60,9 +60,7 @@ inline F32 upper24(const uint32_t* words) {
   std::memcpy(&w, words, sizeof w);
   return __builtin_convertvector(w >> 8 & 0xFFFFFF, F32);
 }
-inline F32 bits_as_number(F32 x) {
-  return __builtin_convertvector(reinterpret_cast<I32>(x), F32);
-}
+inline F32 bits_as_number(F32 x) { return __builtin_convertvector(reinterpret_cast<I32>(x), F32); }
 inline uint32_t not_less(F32 a, F32 b) {
   const I32 less = a < b;
   uint32_t mask = 0;
