@@ -91,13 +91,26 @@ def test_modules_outside_a_sequence():
     assert randfuse.patch(nested) == {}, "a second time there is nothing left"
 
 
+def test_dropout_keeps_its_own_mode():
+    """Monte-Carlo dropout: a model in eval mode, its dropout in training mode."""
+    model = nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5)).eval()
+    model[1].train()
+    randfuse.patch(model)
+    x = torch.randn(3, 8)
+    assert not torch.equal(model(x), model(x))
+
+
 def test_left_alone():
     class Mine(nn.Dropout):
         pass
 
     hooked = nn.Dropout(0.1)
     hooked.register_forward_hook(lambda *_: None)
-    model = nn.Sequential(Mine(0.1), nn.Linear(4, 4), nn.Dropout(0.1, inplace=True), nn.Linear(4, 4), hooked)
+    own = nn.Linear(4, 4)
+    own.forward = lambda x: x
+    model = nn.Sequential(
+        Mine(0.1), nn.Linear(4, 4), nn.Dropout(0.1, inplace=True), nn.Linear(4, 4), hooked, own, Mine()
+    )
     before = list(model)
     assert randfuse.patch(model) == {}
     assert all(a is b for a, b in zip(model, before, strict=True))
