@@ -1,4 +1,4 @@
-"""Reference of `multi_sample_cross_entropy` and of its derivative.
+"""Reference of `multi_sample_cross_entropy`, of its derivative and of both at once.
 
 With z = D_m(x) Wᵀ + b and a row's target weights q (see `target_weights`), a row's loss is the mean over m of
 −Σ_c q_c log softmax(z)_c, and dz = (Σ_c q_c · softmax(z) − q) / M.
@@ -92,3 +92,33 @@ def multi_sample_cross_entropy_grad(
     sums = zip((dx.reshape(x.shape), dw, db), output_mask, strict=True)
     results = [s.to(x.dtype) if wanted else x.new_empty(0) for s, wanted in sums]
     return results[0], results[1], results[2]
+
+
+def multi_sample_cross_entropy_with_grads(
+    divisor: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ce_weight: Tensor | None,
+    key: Tensor,
+    num_samples: int,
+    p: float,
+    p_tensor: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_offset: int,
+    col_offset: int,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum of the rows' losses over divisor (), and its gradients dx (…, D), dweight (C, D), dbias (C,) as wanted.
+
+    All are of the type of divisor, float32 (float64 for float64), so that scaled gradients are rounded once.
+    """
+    operands = x, weight, bias, target, ce_weight, key
+    rest = p, p_tensor, ignore_index, label_smoothing, row_offset, col_offset
+    loss, lse = multi_sample_cross_entropy(*operands, num_samples, *rest)
+    g = divisor.reciprocal().expand(loss.shape)
+    wide = [t if t is None else t.to(divisor.dtype) for t in operands[:3]]
+    grads = multi_sample_cross_entropy_grad(g, lse, *wide, *operands[3:], *rest, output_mask)
+    return loss.sum() / divisor, *grads
