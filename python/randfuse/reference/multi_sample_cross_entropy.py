@@ -115,10 +115,9 @@ def multi_sample_cross_entropy_with_grads(
 
     All are of the type of divisor, float32 (float64 for float64), so that scaled gradients are rounded once.
     """
-    operands = x, weight, bias, target, ce_weight, key
+    xw, ww, bw = x.to(divisor.dtype), weight.to(divisor.dtype), None if bias is None else bias.to(divisor.dtype)
     rest = p, p_tensor, ignore_index, label_smoothing, row_offset, col_offset
-    loss, lse = multi_sample_cross_entropy(*operands, num_samples, *rest)
+    loss, lse = multi_sample_cross_entropy(x, weight, bias, target, ce_weight, key, num_samples, *rest)
     g = divisor.reciprocal().expand(loss.shape)
-    wide = [t if t is None else t.to(divisor.dtype) for t in operands[:3]]
-    grads = multi_sample_cross_entropy_grad(g, lse, *wide, *operands[3:], *rest, output_mask)
+    grads = multi_sample_cross_entropy_grad(g, lse, xw, ww, bw, target, ce_weight, key, *rest, output_mask)
     return loss.sum() / divisor, *grads
