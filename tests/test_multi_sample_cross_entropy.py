@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import randfuse
 import torch
 import torch.nn.functional as F
-from randfuse import _extension
+from randfuse import _backends, _extension
 from randfuse.bench import memory
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
@@ -80,10 +81,13 @@ def test_equals_the_loop(device, shape, dtype, options):
         assert_close_to_float64(a, e, s, name=name, tiny=tiny)
 
 
-def test_all_ignored_is_nan_as_in_pytorch_and_its_rows_are_zero(device):
-    x, weight = torch.randn(4, 9, device=device), torch.randn(3, 9, device=device)
+@pytest.mark.parametrize("c", [3, 300])
+def test_all_ignored_is_nan_as_in_pytorch_and_its_rows_are_zero(device, c):
+    x, weight = torch.randn(4, 9, device=device, requires_grad=True), torch.randn(c, 9, device=device)
     target = torch.full((4,), -100, device=device)
-    assert randfuse.multi_sample_cross_entropy(x, weight, target).isnan()
+    loss = randfuse.multi_sample_cross_entropy(x, weight, target)
+    assert loss.isnan()
+    assert_bitwise_equal(torch.autograd.grad(loss, x)[0], torch.zeros_like(x))
     rows = randfuse.multi_sample_cross_entropy(x, weight, target, reduction="none")
     assert_bitwise_equal(rows, torch.zeros(4, device=device))
 
@@ -168,9 +172,100 @@ def test_gradcheck(device):
     assert torch.autograd.gradcheck(lambda w: run(x.detach(), w, bias.detach()), (weight,)), "x frozen"
 
 
+def wide_head(dtype=torch.float32):
+    """x, weight, bias and target of a head whose gradients are made in forward, and the loss of operands given."""
+    operands, target, options = arguments(9, 70, 200, dtype, "cpu", label_smoothing=0.1, ignored=True)
+    target[1:3] = 0
+
+    def loss(x, weight, bias, reduction="mean"):
+        return randfuse.multi_sample_cross_entropy(
+            x, weight, target, bias, 0.3, 3, **options, reduction=reduction, key=randfuse.key(2)
+        )
+
+    return [t.requires_grad_() for t in operands], target, loss
+
+
+def ops_called(monkeypatch, run):
+    """The ops that the public function calls during run()."""
+    module, names = sys.modules["randfuse.ops.multi_sample_cross_entropy"], []
+    monkeypatch.setattr(module, "call", lambda op, *args: names.append(op) or _backends.call(op, *args))
+    run()
+    return names
+
+
+NAME = "multi_sample_cross_entropy"
+
+
 @needs_extension
-def test_second_derivative_is_refused():
-    x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(4, 5)
+def test_where_gradients_are_made_in_forward(monkeypatch):
+    operands, _, loss = wide_head()
+
+    def called(run):
+        return ops_called(monkeypatch, run)
+
+    assert called(lambda: loss(*operands).backward()) == [f"{NAME}_with_grads"]
+    assert called(lambda: loss(*operands, "sum").backward()) == [f"{NAME}_with_grads"]
+    assert called(lambda: loss(*operands, "none").sum().backward()) == [NAME, f"{NAME}_grad"]
+    assert called(torch.no_grad()(lambda: loss(*operands))) == [NAME]
+    assert called(lambda: loss(*(t.detach() for t in operands))) == [NAME]
+    assert called(lambda: torch.func.grad(loss)(*operands))[0] == NAME
+    with randfuse.use_backend("reference"):
+        assert called(lambda: loss(*operands)) == [NAME]
+    x, weight, bias = operands
+    weight, bias = weight[:128], bias[:128]
+    narrow = lambda: randfuse.multi_sample_cross_entropy(x, weight, torch.zeros(9).long(), bias)  # noqa: E731
+    assert called(narrow) == [NAME]
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradients_made_in_forward_are_those_of_backward(dtype, reduction):
+    """Loss equal to the bit with and without gradients; gradients of any scale, of some operands, and taken twice."""
+    operands, target, loss = wide_head(dtype)
+    divisor = int((target != 199).sum()) if reduction == "mean" else 1
+    y = loss(*operands, reduction)
+    with torch.no_grad():
+        assert_bitwise_equal(loss(*operands, reduction), y)
+    rows = loss(*operands, "none")
+    for scale in (1.0, -3.0):
+        g = torch.tensor(scale, dtype=dtype)
+        got = torch.autograd.grad(y, operands, g, retain_graph=True)
+        each = (g / divisor).expand(9)
+        for a, e in zip(got, torch.autograd.grad(rows, operands, each, retain_graph=True), strict=True):
+            torch.testing.assert_close(a, e)
+    full = torch.autograd.grad(y, operands)
+    for i in range(3):  # the others frozen
+        some = [t if j == i else t.detach() for j, t in enumerate(operands)]
+        assert_bitwise_equal(torch.autograd.grad(loss(*some, reduction), operands[i])[0], full[i])
+
+
+@needs_extension
+def test_gradients_made_in_forward_under_transforms_and_autocast():
+    operands, _, loss = wide_head()
+    y = loss(*operands)
+    expected = torch.autograd.grad(y, operands)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)(*operands)
+    assert_bitwise_equal(compiled, y)
+    for a, e in zip(torch.autograd.grad(compiled, operands), expected, strict=True):
+        assert_bitwise_equal(a, e)
+    plain = [t.detach() for t in operands]
+    batch = torch.stack([plain[0], 2 * plain[0]])
+    got = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)), in_dims=(0, None, None))(batch, *plain[1:])
+    for a, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(a[0], e)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = loss(*operands)
+    assert low.dtype == torch.float32
+    same = [t.detach().bfloat16().requires_grad_() for t in operands]
+    for a, e in zip(torch.autograd.grad(low, operands), torch.autograd.grad(loss(*same), same), strict=True):
+        assert_bitwise_equal(a.bfloat16(), e)
+
+
+@needs_extension
+@pytest.mark.parametrize("c", [4, 200])
+def test_second_derivative_is_refused(c):
+    x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(c, 5)
     loss = randfuse.multi_sample_cross_entropy(x, weight, torch.tensor([0, 1, 2]))
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(NotImplementedError, match="^multi_sample_cross_entropy: must be differentiated once only"):
@@ -178,15 +273,16 @@ def test_second_derivative_is_refused():
 
 
 @needs_extension
-@pytest.mark.parametrize("c", [8, 300])
-def test_saved_is_a_float_a_row_and_sample(c):
+@pytest.mark.parametrize(("c", "reduction"), [(8, "mean"), (300, "none"), (300, "sum")])
+def test_saved_is_a_float_a_row_and_sample_or_the_gradients(c, reduction):
     x, weight = torch.randn(64, 512, requires_grad=True), torch.randn(c, 512, requires_grad=True)
     saved, target = [], torch.randint(c, (64,))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        randfuse.multi_sample_cross_entropy(x, weight, target, p=0.1, num_samples=16)
+        randfuse.multi_sample_cross_entropy(x, weight, target, p=0.1, num_samples=16, reduction=reduction)
     own = {t.data_ptr() for t in (x, weight, target)}
     extra = [t for t in saved if t.data_ptr() not in own]
-    assert sum(t.numel() * t.element_size() for t in extra) <= 16 * 64 * 4 + 64, [t.shape for t in extra]
+    kept = 4 * (x.numel() + weight.numel()) if reduction == "sum" else 4 * 16 * 64
+    assert sum(t.numel() * t.element_size() for t in extra) <= kept + 64, [t.shape for t in extra]
 
 
 @needs_extension

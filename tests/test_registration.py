@@ -121,6 +121,23 @@ SAMPLES = {
             [True, False, False],
         ),
     ],
+    "multi_sample_cross_entropy_with_grads": [
+        (fixed(())[0], x(4, 9), x(5, 9), x(5), LABELS, None, *COUNTED[:4], -100, 0.1, 1, 2, [True, True, True]),
+        (
+            fixed(())[0],
+            x(2, 2, 9, grad=False),
+            turned(9, 70),
+            None,
+            x(2, 2, 70, grad=False),
+            x(70, grad=False),
+            *COUNTED_P[:4],
+            -1,
+            0.0,
+            0,
+            0,
+            [False, True, False],
+        ),
+    ],
     "multi_sample_linear": [
         (x(4, 9), x(5, 9), x(5), *COUNTED),
         (x(2, 2, 9, grad=False), turned(9, 100), None, *COUNTED_P),
@@ -240,6 +257,7 @@ def test_reference_agrees_on_the_samples(name):
     ("multi_sample_cross_entropy", 4, torch.ones(4), r"ce_weight must have shape \(C,\) = \(5\), got \[4\]"),
     ("multi_sample_cross_entropy", 6, 0, "num_samples must be in"),
     ("multi_sample_cross_entropy_grad", 1, x(2, 3), "grad and logsumexp must have shapes"),
+    ("multi_sample_cross_entropy_with_grads", 0, x(1), "divisor must be a 0-d tensor of the type of sums"),
     ("multi_sample_linear", 1, x(3, 5, 9), r"weight must have shape \(N, K\) or \(M, N, K\) with M=2, K=9"),
     ("multi_sample_linear", 2, x(2, 5), r"bias must have shape \[5\], got \[2, 5\]"),
     ("multi_sample_linear_dgrad", 1, x(4, 9), r"weight must have shape .* with M=2, N=5, got \[4, 9\]"),
@@ -306,7 +324,7 @@ def test_raw_ops_under_autocast_keep_their_dtype(name):
     """The library's products inside an op are not cast a second time."""
 
     def single(a):
-        return a.detach().float() if isinstance(a, torch.Tensor) and a.is_floating_point() and a.dim() else a
+        return a.detach().float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
 
     for sample in SAMPLES[name]:
         arguments = tuple(map(single, sample))

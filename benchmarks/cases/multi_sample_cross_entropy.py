@@ -1,7 +1,8 @@
 """`multi_sample_cross_entropy`: the mean cross entropy of M masked copies of x under one head.
 
 The least traffic is that of the operands alone, x and W once. The floor is the same loop without dropout, which keeps
-M·B·C logits; randfuse computes them again in backward: a third more products, and a loss of M·B floats to keep.
+M·B·C logits. randfuse keeps M·B floats and computes them again in backward, a third more products; on the CPU and with
+many classes it makes the gradients in forward, which keeps them (B·D + C·D + C floats) and needs no product more.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 // multi_sample_cross_entropy and its derivative, in chunks: the logits of some rows and samples,
-// then their cross entropy, or their gradient and its two products. Nothing is as large as M x B x
-// C; the size of a chunk depends on shapes alone, so results do not depend on threads.
+// then their cross entropy, or their gradient and its two products, or all of it. Nothing is as
+// large as M x B x C; the size of a chunk depends on shapes alone, so results do not depend on
+// threads.
 #include "../kernels/cpu/multi_sample_cross_entropy.h"
 
+#include <ATen/ops/reciprocal.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -111,15 +113,17 @@ void cross_entropy(const Problem& p, const Chunk& chunk, const Tensor& logits,
   if (grad.defined()) a.grad = in<T>(grad) + chunk.row;
   const int64_t grain = std::max<int64_t>(1, 4096 / (a.classes * a.samples));
   at::parallel_for(0, chunk.rows, grain, [&](int64_t begin, int64_t end) {
-    if (grad.defined()) {
-      cpu::cross_entropy_grad_rows(a, begin, end);
-    } else {
-      cpu::cross_entropy_rows(a, begin, end);
+    if (!loss.defined()) return cpu::cross_entropy_grad_rows(a, begin, end);
+    if (!grad.defined()) return cpu::cross_entropy_rows(a, begin, end);
+    for (int64_t r = begin; r < end; ++r) {  // the second pass finds the row in the cache
+      cpu::cross_entropy_rows(a, r, r + 1);
+      cpu::cross_entropy_grad_rows(a, r, r + 1);
     }
   });
 }
 
-// Logits of a chunk, then cross_entropy on them in the type of sums; returns what they have become.
+// Logits of a chunk, then cross_entropy on them in the type of sums: with loss they give loss and
+// logsumexp, with grad they become their gradient. Returns what they have become.
 Tensor chunk_logits(const Problem& p, const Chunk& chunk, const Tensor& logsumexp,
                     const Tensor& loss, const Tensor& grad) {
   const Tensor logits = sample_products(p.x.narrow(0, chunk.row, chunk.rows), p.weight, p.bias,
@@ -225,6 +229,29 @@ std::tuple<Tensor, Tensor> multi_sample_cross_entropy_cpu(
   return {loss, logsumexp};
 }
 
+// The gradients of the operands, summed over chunks in the type of sums; empty if not wanted.
+struct Gradients {
+  std::array<bool, 3> wanted;
+  Tensor dx, dw, db;
+
+  Gradients(const Problem& p, const std::array<bool, 3>& output_mask) : wanted(output_mask) {
+    const auto zeros = [&](int i, at::IntArrayRef shape) {
+      return at::zeros(wanted[i] ? shape : at::IntArrayRef{0}, p.x.options().dtype(sum_type(p.x)));
+    };
+    dx = zeros(0, p.x.sizes()), dw = zeros(1, p.weight.sizes()), db = zeros(2, {p.classes()});
+  }
+
+  void add(const Problem& p, const Chunk& chunk, const Tensor& dz) const {
+    if (wanted[0])
+      add_sample_dgrads(dz, p.weight, chunk.stream, p.rate, dx.narrow(0, chunk.row, chunk.rows));
+    if (wanted[1])
+      add_sample_wgrads(dz, p.x.narrow(0, chunk.row, chunk.rows), chunk.stream, p.rate, dw);
+    if (wanted[2]) db.add_(dz.sum(at::IntArrayRef{0, 1}));
+  }
+
+  Tensor dx_like(const Tensor& x) const { return wanted[0] ? dx.view(x.sizes()) : dx; }
+};
+
 std::tuple<Tensor, Tensor, Tensor> grad_cpu(const Tensor& grad, const Tensor& logsumexp,
                                             const Tensor& x, const Tensor& weight,
                                             const OptionalTensor& bias, const Tensor& target,
@@ -239,23 +266,36 @@ std::tuple<Tensor, Tensor, Tensor> grad_cpu(const Tensor& grad, const Tensor& lo
   const Problem q =
       problem(op, x, weight, bias, target, ce_weight, key, logsumexp.size(0),
               cpu_rate(op, p, p_tensor), ignore_index, label_smoothing, row_offset, col_offset);
-  const auto type = sum_type(x);
   const Tensor g = grad.contiguous(), lse = logsumexp.contiguous();
-  const auto sums = [&](bool wanted, at::IntArrayRef shape) {
-    return at::zeros(wanted ? shape : at::IntArrayRef{0}, x.options().dtype(type));
-  };
-  const Tensor dx = sums(output_mask[0], q.x.sizes()), dw = sums(output_mask[1], weight.sizes()),
-               db = sums(output_mask[2], {weight.size(0)});
+  const Gradients sums(q, output_mask);
   for_each_chunk(q, cpu_chunks(q), [&](const Chunk& chunk) {
-    const Tensor dz = chunk_logits(q, chunk, lse, {}, g);
-    if (output_mask[0])
-      add_sample_dgrads(dz, weight, chunk.stream, q.rate, dx.narrow(0, chunk.row, chunk.rows));
-    if (output_mask[1])
-      add_sample_wgrads(dz, q.x.narrow(0, chunk.row, chunk.rows), chunk.stream, q.rate, dw);
-    if (output_mask[2]) db.add_(dz.sum(at::IntArrayRef{0, 1}));
+    sums.add(q, chunk, chunk_logits(q, chunk, lse, {}, g));
   });
   const auto cast = [&](const Tensor& t) { return t.to(x.scalar_type()); };
-  return {output_mask[0] ? cast(dx).view(x.sizes()) : cast(dx), cast(dw), cast(db)};
+  return {cast(sums.dx_like(x)), cast(sums.dw), cast(sums.db)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> with_grads_cpu(
+    const Tensor& divisor, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+    const Tensor& target, const OptionalTensor& ce_weight, const Tensor& key, int64_t num_samples,
+    double p, const OptionalTensor& p_tensor, int64_t ignore_index, double label_smoothing,
+    int64_t row_offset, int64_t col_offset, std::array<bool, 3> output_mask) {
+  constexpr const char* op = "multi_sample_cross_entropy_with_grads";
+  const NoAutocast no_autocast;
+  const Problem q =
+      problem(op, x, weight, bias, target, ce_weight, key, num_samples, cpu_rate(op, p, p_tensor),
+              ignore_index, label_smoothing, row_offset, col_offset);
+  TORCH_CHECK_VALUE(divisor.dim() == 0 && divisor.scalar_type() == sum_type(x), op,
+                    ": divisor must be a 0-d tensor of the type of sums, got ", divisor.sizes(),
+                    " ", dtype_name(divisor));
+  const Tensor loss = at::zeros({q.rows()}, divisor.options());
+  const Tensor logsumexp = at::empty({num_samples, q.rows()}, divisor.options());
+  const Tensor grad = at::reciprocal(divisor).expand({q.rows()}).contiguous();
+  const Gradients sums(q, output_mask);
+  for_each_chunk(q, cpu_chunks(q), [&](const Chunk& chunk) {
+    sums.add(q, chunk, chunk_logits(q, chunk, logsumexp, loss, grad));
+  });
+  return {loss.sum().div_(divisor), sums.dx_like(x), sums.dw, sums.db};
 }
 
 }  // namespace
@@ -272,11 +312,18 @@ TORCH_LIBRARY_FRAGMENT(randfuse, m) {
       "ignore_index, float label_smoothing, SymInt row_offset, SymInt col_offset, bool[3] "
       "output_mask) -> (Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "multi_sample_cross_entropy_with_grads(Tensor divisor, Tensor x, Tensor weight, Tensor? "
+      "bias, Tensor target, Tensor? ce_weight, Tensor key, int num_samples, float p, Tensor? "
+      "p_tensor, int ignore_index, float label_smoothing, SymInt row_offset, SymInt col_offset, "
+      "bool[3] output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("multi_sample_cross_entropy", multi_sample_cross_entropy_cpu);
   m.impl("multi_sample_cross_entropy_grad", grad_cpu);
+  m.impl("multi_sample_cross_entropy_with_grads", with_grads_cpu);
 }
 
 #ifdef RANDFUSE_CUDA

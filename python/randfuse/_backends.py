@@ -89,9 +89,7 @@ def _refuse_tangents(op: str, args: tuple[Any, ...]) -> None:
 
 def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
     device = args[0].device.type
-    backend = _forced
-    if backend == "auto":
-        backend = _auto(op, device, args)
+    backend = chosen(op, *args)
     if backend == "reference":
         return reference.FUNCTIONS[op]
     if (backend in ("cpu", "cuda") and backend != device) or (
@@ -106,6 +104,11 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _registry.transformable(kernels)[op]
     return _registry.overload(kernels, op)
+
+
+def chosen(op: str, *args: Any) -> str:
+    """The backend that `call` would run."""
+    return _auto(op, args[0].device.type, args) if _forced == "auto" else _forced
 
 
 def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:

@@ -34,6 +34,9 @@ NO_CUDA = frozenset(
     }
 )
 
+# Ops that only C++ has, and only for CPU tensors: `ops/` calls them where those kernels run.
+CPU_ONLY = frozenset({"multi_sample_cross_entropy_with_grads"})
+
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
 _SAMPLES = (
     "multi_sample_linear",

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from .. import _autocast, _checks
 from .._autocast import autocast
-from .._backends import call
+from .._backends import call, chosen
 from .._registry import rules
 from .dropout import refuse_batched_p
 from .dropout_linear import linear_arguments
 from .multi_sample_linear import samples, settle
+
+# Classes from which on the products are the library's, and a fourth one costs more than keeping the gradients.
+WIDE = 129
 
 
 def multi_sample_cross_entropy(
@@ -38,8 +41,14 @@ def multi_sample_cross_entropy(
     Equivalent to: ``torch.stack([F.cross_entropy(F.linear(F.dropout(x, p), weight, bias), target) for _ in range(num_samples)]).mean(0)``
 
     Sample m uses ``dropout_mask((rows, D), p, key=key, sample=m)``. The M·B·C logits never exist together, neither here
-    nor in backward: kept are x, weight, target, the key and M·B log-sum-exps. Its gradient can't be differentiated
-    again (an error says so); for that, take `F.cross_entropy` of `multi_sample_linear`.
+    nor in backward: kept are x, weight, target, the key and M·B log-sum-exps, and backward computes the logits again.
+
+    Where that fourth product is what costs (on the CPU, more than 128 classes) and the loss is one number, forward
+    computes the gradients of the operands that require one and backward only scales them: kept are these alone, B·D +
+    C·D + C numbers at most, float32 (float64 of float64). So evaluate such a head under `torch.no_grad`.
+
+    Its gradient can't be differentiated again (an error says so); for that, take `F.cross_entropy` of
+    `multi_sample_linear`.
 
     Args:
         x: (…, D), float32, float16, bfloat16 or (on the CPU) float64; under autocast it is cast like in `F.linear`.
@@ -82,14 +91,25 @@ def multi_sample_cross_entropy(
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{op}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     stream = settle(op, x, p, num_samples, key, generator, row_offset, col_offset)
-    loss, _ = call(
-        op, x, weight, bias, target, ce_weight, *stream[:4], ignore_index, float(label_smoothing), *stream[4:]
-    )
-    if reduction != "none":
-        loss = loss.sum()
-    if reduction == "mean":
-        loss = loss / _divisor(target, ce_weight, ignore_index, loss)
+    args = x, weight, bias, target, ce_weight, *stream[:4], ignore_index, float(label_smoothing), *stream[4:]
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, weight, bias)]
+    if reduction != "none" and any(wanted) and _gradients_in_forward(op, x, weight):
+        like = x.new_ones((), dtype=_accumulator(x))
+        divisor = like * _divisor(target, ce_weight, ignore_index, like) if reduction == "mean" else like
+        loss = call(f"{op}_with_grads", divisor, *args, wanted)[0]
+    else:
+        loss, _ = call(op, *args)
+        if reduction != "none":
+            loss = loss.sum()
+        if reduction == "mean":
+            loss = loss / _divisor(target, ce_weight, ignore_index, loss)
     return loss if dtype is None else loss.to(dtype)
+
+
+def _gradients_in_forward(op: str, x: Tensor, weight: Tensor) -> bool:
+    """Whether the C++ kernels run, on a wide head. Under `torch.func` nobody knows yet which gradients are wanted."""
+    functorch = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return weight.shape[0] >= WIDE and not functorch and chosen(op, x, weight) == x.device.type == "cpu"
 
 
 def _target(op: str, target: Tensor, x: Tensor, classes: int, ignore_index: int) -> None:
@@ -181,6 +201,38 @@ def _grad_backward(ctx: Any, *_: Any) -> Any:
     )
 
 
+def _with_grads_fake(divisor: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Any:
+    shapes = x.shape, weight.shape, weight.shape[:1]
+    sums = (divisor.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, rest[-1], strict=True))
+    return divisor.new_empty(()), *sums
+
+
+def _with_grads_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.dtype = inputs[1].dtype
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _with_grads_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grads = [
+        (grad * kept).to(ctx.dtype) if wanted else None
+        for kept, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[1:4], strict=True)
+    ]
+    if torch.is_grad_enabled():  # the kept gradients do not know what they depend on
+        grads = [g if g is None else _OnceOnly.apply(g.requires_grad_()) for g in grads]
+    return None, *grads, *[None] * 12
+
+
+class _OnceOnly(torch.autograd.Function):
+    """The identity, whose derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    backward = staticmethod(_grad_backward)
+
+
 def _one_by_one(name: str, p_index: int) -> Any:
     """Batching rule that runs the op on one batch element after another."""
 
@@ -211,4 +263,11 @@ rules(
     setup_context=_grad_setup_context,
     backward=_grad_backward,
     vmap=_one_by_one("multi_sample_cross_entropy_grad", 9),
+)
+rules(
+    "multi_sample_cross_entropy_with_grads",
+    _with_grads_fake,
+    setup_context=_with_grads_setup_context,
+    backward=_with_grads_backward,
+    vmap=_one_by_one("multi_sample_cross_entropy_with_grads", 9),
 )

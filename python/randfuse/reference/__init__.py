@@ -16,7 +16,11 @@ from .kept_blocks import kept_blocks
 from .linear_dropout import act_dropout, act_dropout_grad, linear_dropout
 from .lora_linear import lora_linear, lora_linear_dgrad, lora_linear_down, lora_linear_wgrad
 from .mixout_linear import mixout, mixout_linear
-from .multi_sample_cross_entropy import multi_sample_cross_entropy, multi_sample_cross_entropy_grad
+from .multi_sample_cross_entropy import (
+    multi_sample_cross_entropy,
+    multi_sample_cross_entropy_grad,
+    multi_sample_cross_entropy_with_grads,
+)
 from .multi_sample_linear import multi_sample_linear, multi_sample_linear_dgrad, multi_sample_linear_wgrad
 from .multi_sample_scale import multi_sample_scale
 from .sparse_sketch import csr_sketch, sparse_sketch, sparse_sketch_adjoint, sparse_sketch_entries
@@ -43,6 +47,7 @@ FUNCTIONS: dict[str, Callable] = {
         kept_blocks,
         multi_sample_cross_entropy,
         multi_sample_cross_entropy_grad,
+        multi_sample_cross_entropy_with_grads,
         multi_sample_linear,
         multi_sample_linear_dgrad,
         multi_sample_linear_wgrad,

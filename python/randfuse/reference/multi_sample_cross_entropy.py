@@ -1,4 +1,4 @@
-"""Reference of `multi_sample_cross_entropy` and of its derivative.
+"""Reference of `multi_sample_cross_entropy`, of its derivative and of both at once.
 
 With z = D_m(x) Wᵀ + b and a row's target weights q (see `target_weights`), a row's loss is the mean over m of
 −Σ_c q_c log softmax(z)_c, and dz = (Σ_c q_c · softmax(z) − q) / M.
@@ -92,3 +92,32 @@ def multi_sample_cross_entropy_grad(
     sums = zip((dx.reshape(x.shape), dw, db), output_mask, strict=True)
     results = [s.to(x.dtype) if wanted else x.new_empty(0) for s, wanted in sums]
     return results[0], results[1], results[2]
+
+
+def multi_sample_cross_entropy_with_grads(
+    divisor: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ce_weight: Tensor | None,
+    key: Tensor,
+    num_samples: int,
+    p: float,
+    p_tensor: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_offset: int,
+    col_offset: int,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum of the rows' losses over divisor (), and its gradients dx (…, D), dweight (C, D), dbias (C,) as wanted.
+
+    All are of the type of divisor, float32 (float64 for float64), so that scaled gradients are rounded once.
+    """
+    xw, ww, bw = x.to(divisor.dtype), weight.to(divisor.dtype), None if bias is None else bias.to(divisor.dtype)
+    rest = p, p_tensor, ignore_index, label_smoothing, row_offset, col_offset
+    loss, lse = multi_sample_cross_entropy(x, weight, bias, target, ce_weight, key, num_samples, *rest)
+    g = divisor.reciprocal().expand(loss.shape)
+    grads = multi_sample_cross_entropy_grad(g, lse, xw, ww, bw, target, ce_weight, key, *rest, output_mask)
+    return loss.sum() / divisor, *grads
