@@ -465,7 +465,8 @@ def test_cases_are_complete(preset: str, device: str):
             continue
         forward, both = (job.case.cost(job.shape, 2, backward) for backward in (False, True))
         assert both.read > forward.read, f"{job.identifier}: backward reads more"
-        assert both.flops == 3 * forward.flops, f"{job.identifier}: two more products"
+        more = 3 if "weight" in job.case.differentiable else 2  # a frozen weight saves most of one product
+        assert more * forward.flops <= both.flops <= 3 * forward.flops, f"{job.identifier}: two more products"
 
 
 def test_report_without_matplotlib_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
