@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks, keys
@@ -81,6 +82,8 @@ def multi_sample_linear(
     samples(op, num_samples, most=MOST_SAMPLES)
     if not 0 <= col_offset <= 2**34 - x.shape[-1]:
         raise ValueError(f"{op}: col_offset must be in [0, 2**34 - cols] for reduce='mean', got {col_offset}")
+    if not isinstance(p, Tensor) and p == 0:
+        return F.linear(x, weight, bias)
     return MeanLinear.apply(x, weight, bias, *stream)
 
 
