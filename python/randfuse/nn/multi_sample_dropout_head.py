@@ -48,7 +48,7 @@ class MultiSampleDropoutHead(TensorP):
     ) -> None:
         if reduce not in ("loss", "mean", "none"):
             raise ValueError(f"MultiSampleDropoutHead: reduce must be 'loss', 'mean' or 'none', got {reduce!r}")
-        samples("MultiSampleDropoutHead", num_samples, *[MOST_SAMPLES] * (reduce == "mean"))
+        samples("MultiSampleDropoutHead", num_samples, most=MOST_SAMPLES if reduce == "mean" else 2**32 - 1)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_p(p)
         self.num_samples, self.reduce = num_samples, reduce
