@@ -161,7 +161,7 @@ def test_many_classes_lose_no_digits(device, options):
     exact = plain([t.double() for t in operands], target, kept, 0.3, options)
     same = plain(operands, target, kept, 0.3, options)
     for name, a, e, s in zip(("loss", "dx", "dw", "db"), got, exact, same, strict=True):
-        assert_close_to_float64(a, e, s, name=name, tiny=1e-6)
+        assert_close_to_float64(a, e, s, name=name, tiny=1e-6 if name == "loss" else 4e-6)
 
 
 def test_a_row_without_weight_is_zero_whatever_its_logits(kernels_device):
