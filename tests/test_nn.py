@@ -139,15 +139,36 @@ def test_multi_sample_head():
     assert_bitwise_equal(head(x, key=key), randfuse.multi_sample_linear(x, head.weight, **arguments))
     logits = nn.functional.linear(x, head.weight, head.bias)
     assert_bitwise_equal(head.eval()(x), logits)
-    assert_bitwise_equal(head(x, target), nn.functional.cross_entropy(logits, target))
+    torch.testing.assert_close(head(x, target), nn.functional.cross_entropy(logits, target))
     rows = head(x.reshape(5, 1, 20), target.reshape(5, 1), reduction="none", ce_weight=torch.ones(7))
-    assert_bitwise_equal(rows, nn.functional.cross_entropy(logits, target, reduction="none").reshape(5, 1))
+    torch.testing.assert_close(rows, nn.functional.cross_entropy(logits, target, reduction="none").reshape(5, 1))
     assert make("none")(x).shape == (3, 5, 7)
     assert make("mean")(x).shape == (5, 7)
     with pytest.raises(ValueError, match="^MultiSampleDropoutHead: target must be None for reduce='mean'"):
         make("mean")(x, target)
     with pytest.raises(ValueError, match="^MultiSampleDropoutHead: reduce must be 'loss', 'mean' or 'none', got 'sum'"):
         make("sum")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_multi_sample_head_takes_the_same_in_both_modes(training):
+    x, target = torch.randn(5, 20).bfloat16(), torch.tensor([0, 6, -100, 2, 3])
+    head = randfuse.nn.MultiSampleDropoutHead(20, 7, dtype=torch.bfloat16).train(training)
+    assert head(x, target, ce_weight=torch.rand(7)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"^multi_sample_cross_entropy: target must be in \[0, C=7\)"):
+        head(x, torch.full((5,), 7))
+    with pytest.raises(TypeError, match=r"^MultiSampleDropoutHead: target must be given with options, got \['red"):
+        head(x, reduction="none")
+
+
+@pytest.mark.parametrize(("kwargs", "error", "message"), [
+    ({"num_samples": 0}, ValueError, r"num_samples must be in \[1, 4294967295\], got 0"),
+    ({"num_samples": 2.0}, TypeError, "num_samples must be an int, got float"),
+    ({"num_samples": 129, "reduce": "mean"}, ValueError, r"num_samples must be in \[1, 128\], got 129"),
+])  # fmt: skip
+def test_multi_sample_head_errors(kwargs, error, message):
+    with pytest.raises(error, match=f"^MultiSampleDropoutHead: {message}"):
+        randfuse.nn.MultiSampleDropoutHead(20, 7, **kwargs)
 
 
 def test_scheduled_p_reaches_the_kernel():

@@ -141,3 +141,22 @@ def test_a_class_that_is_none_gives_nan_in_its_row_only(device, classes):
     dx, *_ = op("multi_sample_cross_entropy_grad")(loss.new_ones(4), lse, *args[:6], *args[7:], [True] * 3)
     assert dx.isnan().any(1).tolist() == [False, True, True, False], "dx"
     assert not dx[3].any(), "gradient of an ignored row"
+
+
+@on_device
+def test_a_gradient_in_pieces_is_the_same(device, monkeypatch):
+    """Room for two of five samples at a time."""
+    from randfuse.triton_kernels import multi_sample_cross_entropy as kernels
+
+    x, w, b, _ = operands(device, torch.float32, 5, 9, 24, 6)
+    target, key, grad = torch.arange(9, device=device) % 6, torch.tensor(1, device=device), torch.rand(9, device=device)
+    args = x, w, b, target, None, key, 5, 0.3, None, -100, 0.1, 0, 0
+    _, lse = op("multi_sample_cross_entropy")(*args)
+    launched, rows = [], kernels._Head.rows
+    monkeypatch.setattr(kernels._Head, "rows", lambda *a: launched.append(len(a[1])) or rows(*a))
+    whole = op("multi_sample_cross_entropy_grad")(grad, lse, *args[:6], *args[7:], [True] * 3)
+    monkeypatch.setattr(kernels, "MOST_LOGITS", 2 * 9 * 6)
+    parts = op("multi_sample_cross_entropy_grad")(grad, lse, *args[:6], *args[7:], [True] * 3)
+    assert launched == [5, 2, 2, 1], "samples at a time"
+    for name, a, e in zip(("dx", "dw", "db"), parts, whole, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")

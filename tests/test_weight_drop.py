@@ -201,6 +201,9 @@ def test_locked_dropout_saves_nothing_and_follows_a_schedule():
     assert repr(model[0]) == "LockedDropout(p=0)"
     with pytest.raises(ValueError, match=r"^LockedDropout: input must have at least 2 dimensions, got \(3,\)"):
         model(torch.ones(3))
+    for keys in (torch.zeros(7).long(), torch.zeros(1).long()):  # a key for each step would be a mask for each
+        with pytest.raises(ValueError, match=r"^LockedDropout: key must be an int64 Tensor of shape \(\)"):
+            randfuse.nn.LockedDropout(0.5)(x, key=keys)
 
 
 def test_locked_dropout_compiles():

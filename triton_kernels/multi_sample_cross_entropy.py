@@ -2,7 +2,7 @@
 
     forward   z_s = scale * (x masked by s) Wᵀ + b, log-sum-exp and loss terms of the row in the epilogue
     gradient  z_s again, G_s = g / S (Σq softmax(z_s) − q) of the row in the epilogue, in the dtype of x; then the
-              two products of multi_sample_linear
+              two products of multi_sample_linear; as many samples at a time as MOST_LOGITS holds, at least one
 
 Bytes: x once (forward), three times (gradient), 8 bytes a row and sample, and S M C of G; eager moves 7 M K a sample and
 direction. Up to MAX_CLASSES one program has all classes of its rows. Heads beyond are bound by their products: one
@@ -24,6 +24,7 @@ from .multi_sample_linear import _samples, sum_dgrads
 from .tuning import m_class
 
 MAX_CLASSES = 128
+MOST_LOGITS = 2**25  # of a gradient at a time; 64 MiB of bf16
 
 
 @triton.jit
@@ -118,16 +119,16 @@ class _Head:
         self.samples, self.ignore_index, self.smoothing = samples, ignore_index, smoothing
         self.stream = launch.stream(op, key, self.x.shape, p, p_tensor, *place, like=x)
 
-    def rows(self, lse, loss, grad, g):
-        """Launch the kernel on (samples, rows) of lse and loss, or of lse and g, given grad (rows,)."""
-        (M, K), N = self.x.shape, self.weight.shape[0]
-        height, single = M * self.samples, self.x.dtype == torch.float32
+    def rows(self, lse, loss, grad, g, stream):
+        """Launch the kernel on (samples, rows) of lse and loss, or of lse and g, given grad (rows,) of their mean."""
+        (M, K), N, samples = self.x.shape, self.weight.shape[0], lse.shape[0]
+        height, single = M * samples, self.x.dtype == torch.float32
         block_m, block_k = (32, 32) if single else (64, 64)
         block_n = max(16, triton.next_power_of_2(N))
         multi_sample_cross_entropy_kernel[(triton.cdiv(height, block_m),)](
             self.x, self.weight, self.bias, self.target, self.ce_weight, lse, loss, grad, g,
-            self.x.stride(0), self.weight.stride(0), height, N, K, m_class(height), self.samples,
-            self.ignore_index, self.smoothing, **self.stream, SOFT=self.soft,
+            self.x.stride(0), self.weight.stride(0), height, N, K, m_class(height), samples,
+            self.ignore_index, self.smoothing, **stream, SOFT=self.soft,
             UNIT_N=launch.unit(N), UNIT_K=launch.unit(K, self.x.stride(0), self.weight.stride(0)),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8 if block_n > 64 else 4, num_stages=3,
         )  # fmt: skip
@@ -178,7 +179,7 @@ def multi_sample_cross_entropy(x, weight, bias, target, ce_weight, key, num_samp
     lse = x.new_empty((num_samples, M), dtype=torch.float32)
     loss = torch.zeros_like(lse)
     if M > 0 and 0 < weight.shape[0] <= MAX_CLASSES:
-        head.rows(lse, loss, None, None)
+        head.rows(lse, loss, None, None, head.stream)
     elif M > 0:
         for s in range(num_samples):
             z = head.logits(s)
@@ -205,10 +206,10 @@ def multi_sample_cross_entropy_grad(grad, logsumexp, x, weight, bias, target, ce
             raise TypeError(f"{op}: {name} must be float32, got {tensor.dtype}")
     (M, K), N = head.x.shape, weight.shape[0]
     shapes = x.shape, weight.shape, (N,)
-    if M * N * K == 0 or N > MAX_CLASSES:
-        return _wide_grad(head, grad.reshape(-1), logsumexp.reshape(samples, M), shapes, wanted)
+    if M * N * K == 0 or N > MAX_CLASSES or samples * M * N > MOST_LOGITS:
+        return _grad_in_pieces(head, grad.reshape(-1), logsumexp.reshape(samples, M), shapes, wanted)
     g = x.new_empty((samples * M, N))
-    head.rows(logsumexp.reshape(samples, M).contiguous(), None, grad.reshape(-1).contiguous(), g)
+    head.rows(logsumexp.reshape(samples, M).contiguous(), None, grad.reshape(-1).contiguous(), g, head.stream)
     dx, dw, db = (x.new_empty(0) for _ in range(3))
     if wanted[0]:
         dx = x.new_empty(x.shape)
@@ -220,20 +221,27 @@ def multi_sample_cross_entropy_grad(grad, logsumexp, x, weight, bias, target, ce
     return dx, dw, db
 
 
-def _wide_grad(head: _Head, grad: Tensor, lse: Tensor, shapes, wanted):
-    """Sample after sample: logits, their gradient, two products; summed in fp32."""
+def _grad_in_pieces(head: _Head, grad: Tensor, lse: Tensor, shapes, wanted):
+    """Some samples after others: their logits' gradient, its two products; summed in fp32."""
     sums = [head.x.new_zeros(s if want else (0,), dtype=torch.float32) for s, want in zip(shapes, wanted, strict=True)]
     dx, dw, db = sums
-    for s in range(head.samples if head.x.shape[0] and shapes[2][0] else 0):
-        stream = {**head.stream, "sample": s}
-        g = head.cross_entropy_grad(head.logits(s), lse[s], grad)
+    (M, K), N = head.x.shape, head.weight.shape[0]
+    narrow_head = K > 0 and N <= MAX_CLASSES
+    at_once = max(1, MOST_LOGITS // (M * N)) if narrow_head and M * N else 1
+    for s in range(0, head.samples if M * N else 0, at_once):
+        stream, part = {**head.stream, "sample": s}, lse[s : s + at_once].contiguous()
+        if narrow_head:
+            g = head.x.new_empty((len(part) * M, N))
+            head.rows(part, None, grad * (len(part) / head.samples), g, stream)
+        else:
+            g = head.cross_entropy_grad(head.logits(s), part[0], grad)
         if wanted[2]:
-            db += g.sum(0)
+            db += g.sum(0, dtype=torch.float32)
         g = g.to(head.x.dtype)
-        if wanted[0] and head.x.shape[1]:
-            part = torch.empty(head.x.shape, dtype=torch.float32, device=g.device)
-            sum_dgrads(g, head.weight, part, 1, stream)
-            dx += part.view(dx.shape)
-        if wanted[1] and head.x.shape[1]:
-            dw += product_wgrad(g, head.x, None, stream)
+        if wanted[0] and K:
+            products = torch.empty((M, K), dtype=torch.float32, device=g.device)
+            sum_dgrads(g, head.weight, products, len(part), stream)
+            dx += products.view(dx.shape)
+        if wanted[1] and K:
+            dw += product_wgrad(g, head.x, len(part) if narrow_head else None, stream)
     return tuple(t.to(head.x.dtype) for t in sums)

@@ -96,7 +96,9 @@ inline constexpr int kMaxCount = 128;
 
 // Of `samples` masks with threshold t, k keep an element where its 32-bit lane reaches k of the
 // thresholds table[0 ... samples): P(fewer than k keep) at 2^-32, by `samples` steps of integers
-// with 46 binary places. Returns one over the mean count of the table as it stands.
+// with 46 binary places. Where nothing is dropped one mask counts, not all: the scale is 1, and
+// `samples` times the float32 of one over `samples` need not be. Returns one over the mean count of
+// the table as it stands.
 RF_HD double count_table(uint32_t t, int samples, uint64_t* table) {
   table[0] = uint64_t{1} << 46;  // mass of 0, 1 ... kept masks
   for (int m = 0; m < samples; ++m) {
@@ -109,7 +111,7 @@ RF_HD double count_table(uint32_t t, int samples, uint64_t* table) {
   uint64_t below = 0, mean = 0;  // mean count at 2^-32
   for (int k = 0; k < samples; ++k) {
     below += table[k];
-    table[k] = (below + (1u << 13)) >> 14;
+    table[k] = t == 0 && k > 0 ? uint64_t{1} << 32 : (below + (1u << 13)) >> 14;
     mean += (uint64_t{1} << 32) - table[k];
   }
   return mean > 0 ? 4294967296.0 / static_cast<double>(mean) : 0.0;

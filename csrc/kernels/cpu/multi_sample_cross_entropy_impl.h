@@ -68,9 +68,10 @@ struct RowTarget {
   T total;        // sum of q, and the weight at the label
   T at_label;     // weight at the label
   int64_t label;  // -1: none
-  bool ignored;
+  bool ignored;   // or of no weight at all: no loss and no gradient, whatever the logits
 };
 
+// Sums over the classes are in double: a chain of 10^5 float additions loses three digits.
 template <class T>
 inline RowTarget<T> row_target(const cpu::CrossEntropyArgs<T>& a, int64_t r) {
   RowTarget<T> t{a.weights ? a.weights + r * a.weights_stride : nullptr, 0, 0, -1, false};
@@ -80,10 +81,16 @@ inline RowTarget<T> row_target(const cpu::CrossEntropyArgs<T>& a, int64_t r) {
     if (t.ignored) return t;
     t.at_label = a.label_weights ? a.label_weights[t.label] : a.label_weight;
   }
+  double total = t.at_label;
+  bool counts = t.at_label != 0;
   if (t.q) {
-    for (int64_t c = 0; c < a.classes; ++c) t.total += t.q[c];
+    for (int64_t c = 0; c < a.classes; ++c) {
+      total += t.q[c];
+      counts |= t.q[c] != 0;
+    }
   }
-  t.total += t.at_label;
+  t.total = static_cast<T>(total);
+  t.ignored = !counts;
   return t;
 }
 
@@ -92,20 +99,22 @@ void cross_entropy_rows(const cpu::CrossEntropyArgs<T>& a, int64_t begin, int64_
   const int64_t n = a.classes;
   for (int64_t r = begin; r < end; ++r) {
     const RowTarget<T> t = row_target(a, r);
-    T loss = 0;
+    double loss = 0;
     for (int64_t s = 0; s < a.samples; ++s) {
       const T* z = a.logits + (s * a.rows + r) * n;
       const T most = row_max(z, n), log_sum = std::log(sum_of_exp(z, n, most));
       a.logsumexp[s * a.logsumexp_stride + r] = most + log_sum;
+      if (t.ignored) continue;
       // Distances from the largest logit first: large logits that are nearly equal lose no digits.
-      T distances = 0;
+      double distances = 0;
       if (t.q) {
         for (int64_t c = 0; c < n; ++c) distances += t.q[c] != 0 ? t.q[c] * (most - z[c]) : 0;
       }
-      if (t.label >= 0 && !t.ignored) distances += t.at_label * (most - z[t.label]);
-      loss += t.total * log_sum + distances;
+      // By weight: a label of weight 0 adds nothing, not 0 times an infinite distance.
+      if (t.at_label != 0) distances += t.at_label * (most - z[t.label]);
+      loss += static_cast<double>(t.total) * log_sum + distances;
     }
-    if (!t.ignored) a.loss[r] += loss * a.factor;
+    if (!t.ignored) a.loss[r] += static_cast<T>(loss * a.factor);
   }
 }
 

@@ -39,6 +39,8 @@ class LockedDropout(HasP):
             return input
         x = input.transpose(0, 1) if self.batch_first else input
         key = draw_key(x.device) if key is None else key
+        if not isinstance(key, Tensor) or key.dim() != 0:
+            raise ValueError(f"LockedDropout: key must be an int64 Tensor of shape (), got {key}")
         # The rows of one time step are a run that has a key: give all runs the same one, and they get the same masks.
         y = dropout(x, self.p, key=key.expand(max(x.shape[0], 1)))
         return y.transpose(0, 1) if self.batch_first else y

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.multi_sample_cross_entropy import multi_sample_cross_entropy
-from ..ops.multi_sample_linear import multi_sample_linear
+from ..ops.multi_sample_linear import multi_sample_linear, samples
+from ..ops.multi_sample_scale import MOST_SAMPLES
 from ._tensor_p import TensorP
 
 
@@ -21,7 +22,7 @@ class MultiSampleDropoutHead(TensorP):
     `reduce` says what training returns:
 
     * "loss": given a target, the mean cross entropy of the samples. This is the paper's head: less noise in the
-      gradient, so fewer steps to a given loss. Without a target, as "none".
+      gradient, so fewer steps to a given loss where mask noise dominates. Without a target, as "none".
     * "mean": the mean of the samples (…, C), in law. Cheap, but only a weaker dropout (see `multi_sample_linear`).
     * "none": the samples (M, …, C), for a loss of one's own.
 
@@ -47,6 +48,7 @@ class MultiSampleDropoutHead(TensorP):
     ) -> None:
         if reduce not in ("loss", "mean", "none"):
             raise ValueError(f"MultiSampleDropoutHead: reduce must be 'loss', 'mean' or 'none', got {reduce!r}")
+        samples("MultiSampleDropoutHead", num_samples, most=MOST_SAMPLES if reduce == "mean" else 2**32 - 1)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_p(p)
         self.num_samples, self.reduce = num_samples, reduce
@@ -54,22 +56,16 @@ class MultiSampleDropoutHead(TensorP):
     def forward(self, input: Tensor, target: Tensor | None = None, key: Tensor | None = None, **options: Any) -> Tensor:
         if target is not None and self.reduce != "loss":
             raise ValueError(f"MultiSampleDropoutHead: target must be None for reduce={self.reduce!r}, got a Tensor")
-        if not self.training:
-            logits = F.linear(input, self.weight, self.bias)
-            return logits if target is None else _cross_entropy(logits, target, **options)
-        head = input, self.weight
+        if target is None and options:
+            raise TypeError(f"MultiSampleDropoutHead: target must be given with options, got {sorted(options)} alone")
         if target is not None:
-            return multi_sample_cross_entropy(*head, target, self.bias, self.p, self.num_samples, key=key, **options)
+            p, num_samples = (self.p, self.num_samples) if self.training else (0.0, 1)
+            head = input, self.weight, target, self.bias
+            return multi_sample_cross_entropy(*head, p, num_samples, key=key, **options)
+        if not self.training:
+            return F.linear(input, self.weight, self.bias)
         reduce = "mean" if self.reduce == "mean" else "none"
-        return multi_sample_linear(*head, self.bias, self.p, self.num_samples, reduce=reduce, key=key)
+        return multi_sample_linear(input, self.weight, self.bias, self.p, self.num_samples, reduce=reduce, key=key)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_samples={self.num_samples}, reduce={self.reduce!r}"
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, ce_weight: Tensor | None = None, **options: Any) -> Tensor:
-    """F.cross_entropy with the classes last, as everywhere in this package."""
-    soft = target.is_floating_point()
-    target = target.reshape(-1, logits.shape[-1]) if soft else target.reshape(-1)
-    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target, ce_weight, **options)
-    return loss.reshape(logits.shape[:-1]) if loss.dim() else loss

@@ -17,9 +17,10 @@ class WeightDrop(HasP):
     Equivalent to: the module with ``F.dropout(weight_hh, p)`` in place of each of its hidden-to-hidden weights
 
     The wrapped module stays as it is, its parameters those of an optimiser and its cuDNN weights flattened; gradients
-    reach the raw weights. In training a twin of it runs on the dropped weights, which on a GPU are laid out in one
-    buffer as cuDNN wants them, so that it neither compacts them nor warns. `state_dict()` is that of the wrapped
-    module: its checkpoints load into this one and the other way round. A call takes one key, of which ``split(key,
+    reach the raw weights. In training a twin of it runs on the dropped weights; on a GPU each call copies all weights
+    into one buffer, as cuDNN wants them (else it would copy them itself, and warn). `state_dict()` is that of the
+    wrapped module: its checkpoints load into this one and the other way round. Its names are therefore not those of
+    `named_parameters()`, which begin with "module.". A call takes one key, of which ``split(key,
     n)[i]`` drops the i-th of the n hidden-to-hidden weights in the module's order (layer, direction). A compiled
     graph breaks here, as it does at `nn.LSTM`. `p` may be a 0-d tensor (see `DropoutSchedule`).
 

@@ -31,7 +31,8 @@ def embedding_dropout(
     (key, token)
 
     The V×H table is never touched: a decision costs one random word for each token of the input, and the gradient is
-    that of `F.embedding`, dense or sparse. A dropped NaN or inf becomes 0.
+    that of `F.embedding`, dense or sparse. A dropped NaN or inf becomes 0. Where the table has few rows beside the
+    tokens of a call (V = 1000, say), masking the table as above is some ten times faster on the CPU.
 
     Args:
         tokens: int64 or int32, any shape.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from .. import _autocast, _checks
 from .._autocast import autocast
@@ -137,7 +138,7 @@ def _target(op: str, target: Tensor, x: Tensor, classes: int, ignore_index: int)
 def _readable(x: Tensor) -> bool:
     """Whether looking at values costs no sync and breaks no trace."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return on_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(x) and not is_fake(x)
 
 
 def _class_weights(op: str, ce_weight: Tensor | None, x: Tensor, classes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks, keys
@@ -37,11 +38,12 @@ def multi_sample_linear(
     Sample m uses ``dropout_mask((rows, K), p, key=key, sample=m)``, so sample 0 is `dropout_linear`. Differentiable any
     number of times; kept for backward are x, weight and the key.
 
-    ``reduce="mean"`` returns the mean over the samples, in law, at the price of one sample: a mean of masks is a
-    Binomial(M, 1-p) / M count, drawn directly (up to 128 samples). Its masks are not those of "none". Know what it
-    does: under a linear layer it is only a weaker dropout. It has the mean and the variance of plain dropout with
-    p' = v / (1 + v), v = p / ((1 - p) M): p = 0.5 with 8 samples is p' = 0.11, with 5 samples 0.17. Averaging losses
-    instead (`multi_sample_cross_entropy`) keeps p and lowers the variance of the gradient.
+    ``reduce="mean"`` returns the mean over the samples, in law, with one product: a mean of masks is a
+    Binomial(M, 1-p) / M count, drawn directly with M comparisons an element (up to 128 samples). Its masks are not
+    those of "none". Know what it does: under a linear layer it is only a weaker dropout. It has the mean and the
+    variance of plain dropout with p' = v / (1 + v), v = p / ((1 - p) M): p = 0.5 with 8 samples is p' = 0.11, with 5
+    samples 0.17. Averaging losses instead (`multi_sample_cross_entropy`) keeps p and lowers the variance of the
+    gradient.
 
     Args:
         x: (…, K), float32, float16, bfloat16 or (on the CPU) float64; under autocast it is cast like in `F.linear`.
@@ -81,6 +83,8 @@ def multi_sample_linear(
     samples(op, num_samples, most=MOST_SAMPLES)
     if not 0 <= col_offset <= 2**34 - x.shape[-1]:
         raise ValueError(f"{op}: col_offset must be in [0, 2**34 - cols] for reduce='mean', got {col_offset}")
+    if not isinstance(p, Tensor) and p == 0:
+        return F.linear(x, weight, bias)
     return MeanLinear.apply(x, weight, bias, *stream)
 
 

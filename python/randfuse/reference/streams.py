@@ -102,11 +102,13 @@ def count_thresholds(t: int | Tensor, samples: int) -> list[int | Tensor]:
     """T_1 … T_M in 0 … 2**32: of M masks with threshold t, k keep an element where its 32-bit lane reaches k of them.
 
     T_k is the law's P(fewer than k keep) at 2**-32, in integers with 46 binary places, so that no backend can differ.
+    Where nothing is dropped (t = 0) one mask counts, not all M: the scale is 1; M times the float32 1/M need not be.
     """
     mass: list[int | Tensor] = [1 << 46]  # of 0, 1 … kept masks
     for _ in range(samples):
         mass = [(a * t + b * (65536 - t) + (1 << 15)) >> 16 for a, b in zip([*mass, 0], [0, *mass], strict=True)]
-    return [(below + (1 << 13)) >> 14 for below in accumulate(mass[:-1])]
+    uncounted = (t == 0) * 2**32
+    return [((below + (1 << 13)) >> 14) + (k > 0) * uncounted for k, below in enumerate(accumulate(mass[:-1]))]
 
 
 def count_scale(thresholds: list[int | Tensor]) -> float | Tensor:
