@@ -214,7 +214,7 @@ def multi_sample_cross_entropy_grad(grad, logsumexp, x, weight, bias, target, ce
         dx = x.new_empty(x.shape)
         sum_dgrads(g, head.weight, dx.view(M, K), samples, head.stream)
     if wanted[1]:
-        dw = product_wgrad(g, head.x, samples, head.stream)
+        dw = product_wgrad(g, head.x, samples, head.stream, g.dtype)
     if wanted[2]:
         db = g.sum(0)
     return dx, dw, db
@@ -235,5 +235,5 @@ def _wide_grad(head: _Head, grad: Tensor, lse: Tensor, shapes, wanted):
             sum_dgrads(g, head.weight, part, 1, stream)
             dx += part.view(dx.shape)
         if wanted[1] and head.x.shape[1]:
-            dw += product_wgrad(g, head.x, None, stream)
+            dw += product_wgrad(g, head.x, None, stream, g.dtype)
     return tuple(t.to(head.x.dtype) for t in sums)
