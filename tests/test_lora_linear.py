@@ -379,6 +379,19 @@ def test_layer_merges_and_unmerges(dtype):
     torch.testing.assert_close(made.unmerge().unmerge().weight, weight, rtol=tolerance, atol=tolerance)
 
 
+def test_state_of_a_merged_layer_is_that_of_the_unmerged_one():
+    made, x = layer().eval(), torch.randn(5, 20)
+    state, expected = {name: t.clone() for name, t in made.state_dict().items()}, made(x)
+    merged = made.merge().state_dict()
+    assert list(merged) == list(state) == ["weight", "bias", "lora_A.weight", "lora_B.weight"]
+    torch.testing.assert_close(dict(merged), state)
+    torch.testing.assert_close(made.weight, state["weight"] + made._update(), msg="the layer itself stays merged")
+    for other in (layer().eval(), layer().eval().merge(), made):
+        other.load_state_dict(merged)
+        assert not other.merged
+        torch.testing.assert_close(other(x), expected)
+
+
 def test_layer_errors():
     with pytest.raises(ValueError, match="^LoRALinear: r must be a positive int, got 0"):
         randfuse.nn.LoRALinear(4, 4, r=0)
