@@ -242,6 +242,14 @@ def test_factors_follow_their_stream():
     torch.testing.assert_close(shard + rest, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_are_rounded_once(dtype):
+    *_, a, b, _ = operands(4, 300, 200, 3, dtype)
+    scale = 1 / (1 - randfuse.effective_p(0.3))
+    for got, factor in zip(randfuse.lora_ensemble(a, b, 0.3, 1, key=randfuse.key(1)), (a, b), strict=True):
+        assert_bitwise_equal(got, torch.where(got != 0, (factor.float() * scale).to(dtype), 0))
+
+
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
 def test_factors_have_the_right_mean(p):
     """The mean of B̂Â over 20000 masks is BA: each entry within 6 standard errors (a false alarm in 10^6 runs or
@@ -429,6 +437,7 @@ def test_layer_errors():
     ({"drop": "rank"}, ValueError, "drop must be 'input' or 'factors', got 'rank'"),
     ({"key": torch.zeros(3, dtype=torch.int64)}, ValueError, "key must have a length that divides the 4 rows, got 3"),
     ({"key": torch.zeros(2, dtype=torch.int64), "drop": "factors"}, ValueError, r"key must have shape \(\) for"),
+    ({"drop": "factors", "col_offset": 2**34 - 4}, ValueError, r"col_offset \+ K must be at most 2\*\*34"),
     ({"sample": -1}, ValueError, r"sample must be in \[0, 2\*\*32\), got -1"),
 ])  # fmt: skip
 def test_errors(kwargs, error, message):
@@ -443,6 +452,15 @@ def test_errors(kwargs, error, message):
     }
     with pytest.raises(error, match=f"^lora_linear: {message}"):
         randfuse.lora_linear(**(arguments | kwargs))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"), [(None, "must be a Tensor"), (torch.ones(3, 2, dtype=torch.int64), "must be fl")]
+)
+def test_autocast_casts_no_wrong_factor(wrong, got):
+    x, weight, bias, a, _, _ = operands(4, 5, 3, 2)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=f"^lora_linear: lora_b {got}"):
+        randfuse.lora_linear(x, weight, bias, a, wrong)
 
 
 def test_mixed_factors_are_float32_beside_16_bits():
