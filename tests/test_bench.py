@@ -32,11 +32,14 @@ from torch import Tensor
 
 CASES = case.load()
 SMALL = {
+    "block_dropout_linear": (24, 4096, 8),
     "categorical_sample": (8, 1500),
+    "column_dropout_linear": (24, 4096, 8),
     "dropconnect_linear": (24, 64, 8),
     "dropout": (8, 96),
     "dropout_linear": (24, 64, 8),
     "linear_dropout": (24, 16, 40),
+    "lora_linear": (24, 64, 8, 4),
     "mixout_linear": (24, 64, 8),
     "multi_sample_cross_entropy": (24, 64, 8, 4),
     "multi_sample_linear": (24, 64, 8, 4),
