@@ -191,7 +191,7 @@ def test_threads_and_modes_never_change_a_bit(mode):
     finally:
         torch.set_num_threads(before)
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+        assert_bitwise_equal(a, b)
 
 
 @needs_extension

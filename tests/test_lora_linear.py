@@ -62,9 +62,36 @@ def test_forward_and_gradients(lora_device, shape, dtypes, place):
     got = y, *torch.autograd.grad(y, inputs, grad)
     exact = plain(*(t.detach().double() for t in (*inputs, grad)), mask, 0.3, 1.5)
     same = plain(*inputs, grad, mask, 0.3, 1.5)
-    tiny = 4 * torch.finfo(dtypes[0]).eps if dtypes[0] != torch.float64 else 1e-14
     for name, g, e, s in zip(("y", "dx", "dw", "db", "da", "dlb"), got, exact, same, strict=True):
+        # On a GPU factors are rounded to the dtype of x.
+        tiny = 4 * torch.finfo(g.dtype if device == "cpu" else x.dtype).eps if g.dtype != torch.float64 else 1e-14
         assert_close_to_float64(g, e, s, name=name, tiny=tiny)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ["avx2", "baseline", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("r", [32, 200])
+def test_rank_sized_results_are_not_rounded_to_16_bits(r, dtype, isa):
+    """Where the library takes over from the narrow kernels (32 or 200, by ISA) too; ds is out of float16's range."""
+    x, _, _, a, _, _ = operands(40, 150, 5, r, dtype, torch.float32)
+    ds = 1e6 * torch.randn(40, r)
+    module = _extension.module()
+    best = module.cap_isa("avx512")
+    try:
+        module.cap_isa(isa)
+        for p in (0.0, 0.5):
+            mask = randfuse.dropout_mask(x.shape, p, key=randfuse.key(2))
+            dropped = torch.where(mask, x.float() / (1 - p), 0)
+            stream = (randfuse.key(2), p, None, 0, 0, 0)
+            for name, got, left, right in (
+                ("s", call("lora_linear_down", x, a, *stream), dropped, a.T),
+                ("da", call("lora_linear_wgrad", ds, x, *stream), ds.T, dropped),
+            ):
+                assert got.dtype == torch.float32, name
+                assert_close_to_float64(got, left.double() @ right.double(), left @ right, name=name, tiny=5e-7)
+    finally:
+        module.cap_isa(best)
 
 
 @pytest.fixture
@@ -215,6 +242,14 @@ def test_factors_follow_their_stream():
     torch.testing.assert_close(shard + rest, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_are_rounded_once(dtype):
+    *_, a, b, _ = operands(4, 300, 200, 3, dtype)
+    scale = 1 / (1 - randfuse.effective_p(0.3))
+    for got, factor in zip(randfuse.lora_ensemble(a, b, 0.3, 1, key=randfuse.key(1)), (a, b), strict=True):
+        assert_bitwise_equal(got, torch.where(got != 0, (factor.float() * scale).to(dtype), 0))
+
+
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
 def test_factors_have_the_right_mean(p):
     """The mean of B̂Â over 20000 masks is BA: each entry within 6 standard errors (a false alarm in 10^6 runs or
@@ -352,6 +387,19 @@ def test_layer_merges_and_unmerges(dtype):
     torch.testing.assert_close(made.unmerge().unmerge().weight, weight, rtol=tolerance, atol=tolerance)
 
 
+def test_state_of_a_merged_layer_is_that_of_the_unmerged_one():
+    made, x = layer().eval(), torch.randn(5, 20)
+    state, expected = {name: t.clone() for name, t in made.state_dict().items()}, made(x)
+    merged = made.merge().state_dict()
+    assert list(merged) == list(state) == ["weight", "bias", "lora_A.weight", "lora_B.weight"]
+    torch.testing.assert_close(dict(merged), state)
+    torch.testing.assert_close(made.weight, state["weight"] + made._update(), msg="the layer itself stays merged")
+    for other in (layer().eval(), layer().eval().merge(), made):
+        other.load_state_dict(merged)
+        assert not other.merged
+        torch.testing.assert_close(other(x), expected)
+
+
 def test_layer_errors():
     with pytest.raises(ValueError, match="^LoRALinear: r must be a positive int, got 0"):
         randfuse.nn.LoRALinear(4, 4, r=0)
@@ -389,6 +437,7 @@ def test_layer_errors():
     ({"drop": "rank"}, ValueError, "drop must be 'input' or 'factors', got 'rank'"),
     ({"key": torch.zeros(3, dtype=torch.int64)}, ValueError, "key must have a length that divides the 4 rows, got 3"),
     ({"key": torch.zeros(2, dtype=torch.int64), "drop": "factors"}, ValueError, r"key must have shape \(\) for"),
+    ({"drop": "factors", "col_offset": 2**34 - 4}, ValueError, r"col_offset \+ K must be at most 2\*\*34"),
     ({"sample": -1}, ValueError, r"sample must be in \[0, 2\*\*32\), got -1"),
 ])  # fmt: skip
 def test_errors(kwargs, error, message):
@@ -403,6 +452,15 @@ def test_errors(kwargs, error, message):
     }
     with pytest.raises(error, match=f"^lora_linear: {message}"):
         randfuse.lora_linear(**(arguments | kwargs))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"), [(None, "must be a Tensor"), (torch.ones(3, 2, dtype=torch.int64), "must be fl")]
+)
+def test_autocast_casts_no_wrong_factor(wrong, got):
+    x, weight, bias, a, _, _ = operands(4, 5, 3, 2)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=f"^lora_linear: lora_b {got}"):
+        randfuse.lora_linear(x, weight, bias, a, wrong)
 
 
 def test_mixed_factors_are_float32_beside_16_bits():

@@ -171,6 +171,14 @@ def test_multi_sample_head_errors(kwargs, error, message):
         randfuse.nn.MultiSampleDropoutHead(20, 7, **kwargs)
 
 
+def test_schedule_leaves_other_granularities_alone():
+    model = nn.Sequential(randfuse.nn.DropoutLinear(8, 8), randfuse.nn.DropoutLinear(8, 8, p=0.25, granularity="block"))
+    schedule = randfuse.nn.DropoutSchedule(model, p=0.5, steps=1)
+    assert model[0].p is schedule.p
+    assert model[1].p == 0.25
+    model(torch.ones(2, 8))
+
+
 def test_scheduled_p_reaches_the_kernel():
     model = nn.Sequential(randfuse.nn.DropoutLinear(64, 64, bias=False))
     nn.init.eye_(model[0].weight)
@@ -200,6 +208,8 @@ def test_tensor_p_follows_the_model():
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"p": 1.5}, r"p must be in \[0, 1\], got 1.5"), ({"steps": 0}, "steps must be at least 1, got 0"),
     ({"mode": "cosine"}, "mode must be 'early', 'late', 'linear' or 'constant', got 'cosine'"),
+    ({"layers": [randfuse.nn.DropoutLinear(2, 2, granularity="column")]}, "layers must have granularity 'element'"),
+    ({"model": randfuse.nn.DropoutLinear(2, 2, granularity="column")}, "model must have a layer"),
     ({"model": nn.Linear(2, 2)}, "model must have a layer of randfuse.nn with a p, got none"),
 ])  # fmt: skip
 def test_schedule_errors(kwargs, message):

@@ -253,6 +253,68 @@ def test_a_hook_added_later_is_called():
     assert calls == [1]
 
 
+def one_layer(**lora):
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8)), peft.LoraConfig(r=2, target_modules=["0"], **lora))
+    return randomised(model), model.base_model.model[0]
+
+
+class OwnDropout(nn.Dropout):
+    pass
+
+
+def hooked():
+    dropout = nn.Dropout(0.5)
+    dropout.register_forward_hook(lambda *_: None)
+    return dropout
+
+
+def replaced():
+    dropout = nn.Dropout(0.5)
+    dropout.forward = lambda x: x
+    return dropout
+
+
+@pytest.mark.parametrize("make", [lambda: OwnDropout(0.5), hooked, replaced, lambda: nn.AlphaDropout(0.5)])
+def test_another_dropout_is_left_to_peft(make):
+    model, layer = one_layer()
+    layer.lora_dropout["default"] = make()
+    assert "lora_dropout is not a plain nn.Dropout" in integration.enable(model).left["base_model.model.0"]
+
+
+def test_our_dropout_is_taken():
+    model, layer = one_layer()
+    layer.lora_dropout["default"] = randfuse.nn.Dropout(1.0)
+    assert integration.enable(model).switched
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(layer(x), layer.base_layer(x))
+
+
+def test_a_replaced_forward_is_left_alone():
+    model, layer = one_layer()
+    layer.forward = lambda x: 2 * x
+    assert integration.enable(model).left == {"base_model.model.0": "its forward is replaced"}
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("case", ["plain", "tensor scaling", "subclass", "nothing to save"])
+def test_calls_that_are_pefts(case, monkeypatch):
+    model, layer = one_layer(lora_dropout=0.0)
+    integration.enable(model)
+    calls = []
+    own = integration.lora_linear
+    monkeypatch.setattr(integration, "lora_linear", lambda *args: calls.append(1) or own(*args))
+    if case == "tensor scaling":
+        layer.scaling["default"] = torch.tensor(2.0)
+    if case == "subclass":
+        layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().as_subclass(Subclass), False)
+    with torch.set_grad_enabled(case != "nothing to save"):
+        layer(torch.randn(5, 8))
+    assert len(calls) == (case == "plain")
+
+
 def test_compiles_without_a_break():
     model = llama(lora_dropout=0.3)
     integration.enable(model)

@@ -4,6 +4,8 @@
     dgrad[r, c] = scale * g[r] W[:, c]                         one tile for each place of the list, zeros by memset
     wgrad[:, c] = scale * sum over r that keep c of g[r]ᵀ x[r, c]   loop over the inverse list
 
+The lists must be strictly ascending, which is not looked at here: it would wait for the device.
+
 No step of a loop tests whether it is kept: (1-p) of the tiles are read and (1-p) 2 M N K flops done. All programs of a
 forward or dgrad do the same work to within the coin's one block; in wgrad the lists of columns differ in length, and the
 many programs even that out. One program owns one tile of the result: no atomics, the same bits on every run.

@@ -129,8 +129,8 @@ def product(x, w, bias, y, samples, stream):
     )  # fmt: skip
 
 
-def product_wgrad(g, x, samples, stream):
-    """The second one: (N, K) from g with `samples` rows (None: one) for each of x.
+def product_wgrad(g, x, samples, stream, dtype):
+    """The second one: (N, K) in `dtype` from g with `samples` rows (None: one) for each of x.
 
     A narrow result has few tiles: the rows are cut into parts then, which torch sums.
     """
@@ -138,13 +138,13 @@ def product_wgrad(g, x, samples, stream):
     parts = max(1, min(PROGRAMS // (triton.cdiv(N, 64) * triton.cdiv(K, 64)), M // MIN_PART))
     part = triton.cdiv(triton.cdiv(M, parts), 64) * 64
     parts = triton.cdiv(M, part)
-    y = g.new_empty((parts, N, K), dtype=g.dtype if parts == 1 else torch.float32)
+    y = g.new_empty((parts, N, K), dtype=dtype if parts == 1 else torch.float32)
     tiles = grid(N, K + stream["shift"])
     dropout_linear_wgrad_kernel[lambda meta: (*tiles(meta), parts)](
         g, x, y, g.stride(0), x.stride(0), M, N, K, m_class(M), samples, part, **stream,
         UNIT_N=launch.unit(N, g.stride(0)), UNIT_K=launch.unit(K, x.stride(0)),
     )  # fmt: skip
-    return y[0] if parts == 1 else y.sum(0).to(g.dtype)
+    return y[0] if parts == 1 else y.sum(0).to(dtype)
 
 
 @launch.op(
@@ -192,4 +192,4 @@ def dropout_linear_wgrad(grad, x, key, p, p_tensor, row_offset, col_offset):
     g, rows = launch.unit_stride_matrix(grad), launch.unit_stride_matrix(x)
     (M, N), K = g.shape, rows.shape[1]
     stream = launch.stream("dropout_linear_wgrad", key, (M, K), p, p_tensor, row_offset, col_offset, like=grad)
-    return product_wgrad(g, rows, None, stream) if M * N * K else grad.new_zeros((N, K))
+    return product_wgrad(g, rows, None, stream, grad.dtype) if M * N * K else grad.new_zeros((N, K))

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from randfuse import _checks
 
 from . import launch, philox
-from .dropout_linear import dropout_linear_kernel, dropout_linear_wgrad_kernel
+from .dropout_linear import product, product_wgrad
 from .gemm import product_dropout
-from .tuning import grid, m_class
 
 
 def _factor(op, name, factor, like, shape, letters):
@@ -56,10 +55,7 @@ def lora_linear_down(x, lora_a, key, p, p_tensor, sample, row_offset, col_offset
         return F.linear(x, a).float()
     s = x.new_empty((*x.shape[:-1], r), dtype=torch.float32)
     if s.numel() != 0:
-        dropout_linear_kernel[grid(M, r)](
-            rows, a, None, s, rows.stride(0), a.stride(0), M, r, K, m_class(M), **stream,
-            UNIT_N=launch.unit(r), UNIT_K=launch.unit(K, rows.stride(0), a.stride(0)),
-        )  # fmt: skip
+        product(rows, a, None, s, None, stream)
     return s
 
 
@@ -98,10 +94,6 @@ def lora_linear_wgrad(ds, x, key, p, p_tensor, sample, row_offset, col_offset):
     stream = launch.stream("lora_linear_wgrad", key, (M, K), p, p_tensor, row_offset, col_offset, sample, like=x)
     if _undropped(p, p_tensor):
         return (g.T @ rows).float()
-    y = x.new_empty((r, K), dtype=torch.float32)
-    if y.numel() != 0:
-        dropout_linear_wgrad_kernel[grid(r, K + stream["shift"])](
-            g, rows, y, g.stride(0), rows.stride(0), M, r, K, m_class(M), **stream,
-            UNIT_N=launch.unit(r, g.stride(0)), UNIT_K=launch.unit(K, rows.stride(0)),
-        )  # fmt: skip
-    return y
+    if M * r * K == 0:
+        return x.new_zeros((r, K), dtype=torch.float32)
+    return product_wgrad(g, rows, None, stream, torch.float32)

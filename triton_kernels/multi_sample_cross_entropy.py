@@ -215,7 +215,7 @@ def multi_sample_cross_entropy_grad(grad, logsumexp, x, weight, bias, target, ce
         dx = x.new_empty(x.shape)
         sum_dgrads(g, head.weight, dx.view(M, K), samples, head.stream)
     if wanted[1]:
-        dw = product_wgrad(g, head.x, samples, head.stream)
+        dw = product_wgrad(g, head.x, samples, head.stream, g.dtype)
     if wanted[2]:
         db = g.sum(0)
     return dx, dw, db
@@ -243,5 +243,5 @@ def _grad_in_pieces(head: _Head, grad: Tensor, lse: Tensor, shapes, wanted):
             sum_dgrads(g, head.weight, products, len(part), stream)
             dx += products.view(dx.shape)
         if wanted[1] and K:
-            dw += product_wgrad(g, head.x, len(part) if narrow_head else None, stream)
+            dw += product_wgrad(g, head.x, len(part) if narrow_head else None, stream, torch.float32)
     return tuple(t.to(head.x.dtype) for t in sums)

@@ -149,8 +149,8 @@ def multi_sample_linear_wgrad(grad, x, shared, key, p, p_tensor, row_offset, col
         return grad.new_zeros((N, K) if shared else (samples, N, K))
     g = launch.unit_stride_matrix(grad)
     if shared:
-        return product_wgrad(g, rows, samples, stream)
+        return product_wgrad(g, rows, samples, stream, g.dtype)
     y = grad.new_empty((samples, N, K))
     for s in range(samples):
-        y[s] = product_wgrad(g[s * M : (s + 1) * M], rows, None, {**stream, "sample": s})
+        y[s] = product_wgrad(g[s * M : (s + 1) * M], rows, None, {**stream, "sample": s}, g.dtype)
     return y

@@ -42,12 +42,12 @@ def _smallest_of_dtype(configs, args, **_):
 
 
 def tuned(kernel, prune=_of_dtype):
-    """Autotune a product over the tiles of its dtype, once for each (N, K) and power of two of M."""
+    """Autotune a product over the tiles of its dtype, once for each (N, K), power of two of M and list of blocks."""
     if INTERPRETED:
         return triton.autotune([INTERPRETER_CONFIG], key=[])(kernel)
     return triton.autotune(
         HALF_CONFIGS + SINGLE_CONFIGS,
-        key=["m_class", "N", "K", "DOMAIN", "ACT"],  # the last two where the kernel has them
+        key=["m_class", "N", "K", "DOMAIN", "ACT", "SIZE", "KEPT"],  # the last four where the kernel has them
         prune_configs_by={"early_config_prune": prune},
     )(kernel)
 

@@ -36,7 +36,7 @@ class LoRALinear(Case):
         m, k, n, r = shape
         return {
             "x": signed(m, k, dtype=dtype, device=device),
-            "weight": torch.zeros(n, k, dtype=dtype, device=device),  # its share of dx would hide the mask
+            "weight": signed(n, k, dtype=dtype, device=device) * k**-0.25,  # y's base is of the adapter's size
             "lora_a": positive(r, k, dtype=dtype, device=device, mean=k**-0.5),
             "lora_b": positive(n, r, dtype=dtype, device=device, mean=r**-0.5),
             "grad": positive(m, n, dtype=dtype, device=device, mean=n**-0.5),
@@ -67,8 +67,8 @@ class LoRALinear(Case):
         update = F.linear(F.linear(dropped, inputs["lora_a"]), inputs["lora_b"])
         return F.linear(inputs["x"], inputs["weight"]) + update * SCALING
 
-    def dropped_view(self, out: Tensor, grads: Inputs) -> Tensor:
-        return grads["x"]  # D(ds A), sums of positive terms where kept
+    def dropped_view(self, out: Tensor, grads: Inputs) -> None:
+        return None  # the base product fills dx; a wrong decision is off by a term of D(ds A), far above rounding
 
     def mask(self, shape: Shape, key: Tensor) -> Tensor:
         return reference_mask(shape[:2], self.p, key, streams.DROPOUT)

@@ -7,7 +7,8 @@
 //
 // Kept for backward are x (if A is trained), weights, and s: M r numbers. Everything of the size of
 // r is float32 (float64 for float64 data), whatever the dtype of x, and A and B may be float32
-// beside 16-bit x and W, as PEFT has them: x is then read as it is and never widened in memory.
+// beside 16-bit x and W, as PEFT has them: x is then read as it is and not widened in memory, but
+// for ranks too wide for the narrow kernels, whose products are the library's in float32.
 // All four kernels are those of dropout_linear; p = 0 draws nothing.
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
@@ -49,15 +50,17 @@ void check_factor(const char* op, const char* name, const Tensor& factor, const 
                     factor.sizes());
 }
 
-// x as a matrix for the library's product: dropped where anything is.
-Tensor dropped_or_same(const Tensor& x, const MaskStream& stream, const Rate& rate) {
-  return rate.threshold == 0 ? x : dropped(x, stream, rate);
+// D(x) for the library's product with a factor, s or ds: wide, since rounding those to 16 bits
+// would cost their digits, and in float16 their range.
+Tensor wide_dropped(const Tensor& x, const MaskStream& stream, const Rate& rate) {
+  const Tensor own = x.to(wide(x));
+  return rate.threshold == 0 ? own : dropped(own, stream, rate);
 }
 
 // D(x) A^T, wide.
 Tensor down(const Tensor& x, const Tensor& a, const MaskStream& stream, const Rate& rate) {
   if (narrow(x, a.size(0), x.size(1))) return forward_narrow(x, a, {}, stream, rate, at::kFloat);
-  return at::linear(dropped_or_same(x, stream, rate), a.to(x.scalar_type())).to(wide(x));
+  return at::linear(wide_dropped(x, stream, rate), a.to(wide(x)));
 }
 
 // y += D(s b), s (rows, r) wide, b (r, cols); with threshold 0, y += scale s b.
@@ -153,8 +156,7 @@ Tensor wgrad_cpu(const Tensor& ds, const Tensor& x, const Tensor& key, double p,
   const NoAutocast no_autocast;
   const Tensor g = ds.reshape({inner.rows, inner.cols}), matrix = matrix_of(x);
   if (narrow(x, inner.cols, shape.cols)) return wgrad_narrow(g, matrix, stream, rate, at::kFloat);
-  const Tensor product = at::mm(g.t().to(x.scalar_type()), dropped_or_same(matrix, stream, rate));
-  return product.to(wide(x)).contiguous();
+  return at::mm(g.t(), wide_dropped(matrix, stream, rate)).contiguous();
 }
 
 }  // namespace

@@ -17,7 +17,10 @@ from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import Tensor, nn
 
 from .. import _autocast
+from .. import nn as randfuse_nn
 from ..ops import dropout_linear, lora_linear
+
+DROPOUTS = nn.Dropout, nn.Identity, randfuse_nn.Dropout
 
 
 @dataclass
@@ -38,9 +41,11 @@ def enable(model: nn.Module) -> Report:
     Parameters, state_dict, adapter files, `add_adapter`, `set_adapter`, merging and `disable_adapter` stay PEFT's; only
     `forward` of plain LoRA layers on `nn.Linear` changes. Masks differ from those of PEFT (other random numbers, the
     same law), follow `torch.manual_seed` and are redrawn alike under activation checkpointing. Layers with a variant
-    (DoRA, …), on quantised or other bases, with hooks on their parts or with lora_bias are left to PEFT, as the report
-    says; so are calls with merged or disabled adapters, with `adapter_names`, or with inputs that PEFT would cast to
-    less than their dtype. Enabling twice changes nothing; after loading more adapters nothing need be done.
+    (DoRA, …), on quantised or other bases, with another lora_dropout, with hooks on their parts, a replaced forward or
+    lora_bias are left to PEFT, as the report says; so are calls with merged or disabled adapters, with `adapter_names`,
+    with inputs that PEFT would cast to less than their dtype, with weights of a tensor subclass or a scaling that is no
+    number, and calls that neither drop nor need a gradient, which have nothing to save.
+    Enabling twice changes nothing; after loading more adapters nothing need be done.
 
     Args:
         model: a module that contains LoRA layers of PEFT.
@@ -93,7 +98,7 @@ class FusedLinear(Linear):
 def _adapter(module: Any, name: str) -> tuple[Tensor, Tensor, float, bool]:
     """lora_A, lora_B, p and training of one adapter."""
     dropout = module.lora_dropout[name]
-    p, training = (dropout.p, dropout.training) if isinstance(dropout, nn.Dropout) else (0.0, False)
+    p, training = (0.0, False) if isinstance(dropout, nn.Identity) else (dropout.p, dropout.training)
     return module.lora_A[name].weight, module.lora_B[name].weight, p, training
 
 
@@ -101,33 +106,45 @@ def _why_not(module: LoraLayer) -> str | None:
     """Why a LoRA layer cannot be switched, or None."""
     if type(module) not in (Linear, FusedLinear):
         return f"a layer of type {type(module).__module__.removeprefix('peft.tuners.')}.{type(module).__name__}"
+    if "forward" in module.__dict__:
+        return "its forward is replaced"
     variants = sorted({type(v).__name__ for v in module.lora_variant.values()})
     if variants:
         return f"uses {', '.join(variants)}"
     if any(module.lora_bias.values()):
         return "has lora_bias"
-    if not _plain(module.base_layer):
+    if not _plain(module.base_layer, nn.Linear):
         return f"the base layer is not a plain nn.Linear but a {type(module.base_layer).__name__}, or has hooks"
     parts = (*module.lora_A.values(), *module.lora_B.values())
-    if not all(_plain(part) for part in parts):
+    if not all(_plain(part, nn.Linear) for part in parts):
         return "lora_A or lora_B is not a plain nn.Linear, or has hooks"
-    if not all(isinstance(d, (nn.Dropout, nn.Identity)) for d in module.lora_dropout.values()):
-        return "lora_dropout is not nn.Dropout"
+    if not all(_plain(part, *DROPOUTS) for part in module.lora_dropout.values()):
+        return "lora_dropout is not a plain nn.Dropout, or has hooks"
     return None
 
 
-def _plain(module: nn.Module) -> bool:
-    """Exactly nn.Linear, and calling it would do nothing but F.linear: no hooks, no replaced forward."""
+def _plain(module: nn.Module, *types: type) -> bool:
+    """Exactly of one of the types, and calling it does nothing else: no hooks, no replaced forward."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return type(module) is nn.Linear and not any(hooks) and "forward" not in module.__dict__
+    return type(module) in types and not any(hooks) and "forward" not in module.__dict__
 
 
 def _covered(module: FusedLinear, adapters: list[str], x: Tensor) -> bool:
     """Whether this call is one of `lora_linear`; what may change after `enable` is looked at again."""
     if _why_not(module) is not None or x.device.type not in ("cpu", "cuda", "meta"):
         return False
+    base, parts = module.base_layer, [_adapter(module, name) for name in adapters]
+    tensors = [x, base.weight, *(factor for a, b, *_ in parts for factor in (a, b))]
+    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
+        return False
+    if any(type(module.scaling[name]) not in (int, float) for name in adapters):
+        return False
+    dropping = any(training and (isinstance(p, Tensor) or p != 0) for *_, p, training in parts)
+    training_something = any(t.requires_grad for t in (*tensors, *base.parameters()))
+    if not dropping and not (torch.is_grad_enabled() and training_something):
+        return False
     if _autocast.enabled(x.device.type):
         return True
-    factors = {factor.dtype for name in adapters for factor in _adapter(module, name)[:2]}
+    factors = {factor.dtype for a, b, *_ in parts for factor in (a, b)}
     allowed = {x.dtype} if x.dtype == torch.float64 or not module.cast_input_dtype_enabled else {x.dtype, torch.float32}
-    return x.dtype == module.base_layer.weight.dtype and len(factors) == 1 and factors <= allowed
+    return x.dtype == base.weight.dtype and len(factors) == 1 and factors <= allowed

@@ -29,10 +29,10 @@ class DropoutLinear(TensorP):
         out_features: int,
         bias: bool = True,
         p: float | Tensor = 0.5,
-        granularity: str = "element",
-        block_size: int = 128,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        granularity: str = "element",
+        block_size: int = 128,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_p(p)

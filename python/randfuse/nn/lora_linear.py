@@ -21,7 +21,8 @@ class LoRALinear(TensorP):
 
     The state is that of `nn.Linear` and, named as in PEFT's adapter files, `lora_A.weight` (r, in) and `lora_B.weight`
     (out, r), which starts at zero: both kinds of checkpoint load with strict=False, and `load_adapter` takes its part
-    of a whole PEFT file. In training each forward draws a fresh key from torch's default generator, or takes the one
+    of a whole PEFT file. The state of a merged layer holds the weight without the adapter, and loading one unmerges. In
+    training each forward draws a fresh key from torch's default generator, or takes the one
     it is given. `p` may be a 0-d tensor (see `DropoutSchedule`).
 
     Args:
@@ -99,6 +100,15 @@ class LoRALinear(TensorP):
             self.weight -= self._update()
             self.merged = False
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.merged:  # the adapter is in the state too: who loads both must not apply it twice
+            destination[prefix + "weight"] = self.weight.detach() - self._update().detach()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unmerge()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _update(self) -> Tensor:
         a, b = self.lora_A.weight, self.lora_B.weight

@@ -27,10 +27,11 @@ class DropoutSchedule:
         p: the probability to start from ("late": to end with), in [0, 1].
         steps: T, at least 1.
         mode: "early", "late", "linear" or "constant".
-        layers: the layers to drive; by default all of randfuse's in `model`.
+        layers: the layers to drive; by default all of randfuse's in `model` but those of granularity "column" or
+            "block", whose p sets sizes and cannot be a tensor.
 
     Raises:
-        ValueError: p, steps or mode outside the above, or no layer to drive.
+        ValueError: p, steps or mode outside the above, no layer to drive, or one of another granularity.
 
     >>> model = torch.nn.Sequential(randfuse.nn.DropoutLinear(8, 4))
     >>> schedule = randfuse.nn.DropoutSchedule(model, p=0.1, steps=2, mode="early")
@@ -48,9 +49,15 @@ class DropoutSchedule:
         if mode not in ("early", "late", "linear", "constant"):
             raise ValueError(f"DropoutSchedule: mode must be 'early', 'late', 'linear' or 'constant', got {mode!r}")
         if layers is None:
-            layers = [m for m in model.modules() if isinstance(m, HasP)]
+            layers = [m for m in model.modules() if isinstance(m, HasP) and _granularity(m) == "element"]
         if not layers:
             raise ValueError("DropoutSchedule: model must have a layer of randfuse.nn with a p, got none")
+        for layer in layers:
+            if _granularity(layer) != "element":
+                raise ValueError(
+                    f"DropoutSchedule: layers must have granularity 'element', got {_granularity(layer)!r},"
+                    " for which p must be a float"
+                )
         device = next((t.device for t in model.parameters()), torch.device("cpu"))
         self.p: Tensor = torch.zeros((), device="cpu" if device.type == "meta" else device)
         self.base, self.steps, self.mode, self.count = p, steps, mode, 0
@@ -81,3 +88,7 @@ class DropoutSchedule:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.count = state["count"]
         self.p.fill_(self.value(self.count))
+
+
+def _granularity(layer: nn.Module) -> str:
+    return getattr(layer, "granularity", "element")

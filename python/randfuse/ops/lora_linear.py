@@ -15,7 +15,8 @@ from ..reference import streams
 from .dropout import batch_keys, refuse_batched_p
 from .dropout_linear import _front, _rows, linear_arguments
 
-A_COLUMNS, B_ROWS = 8, 9  # roles in the stream of structured choices, docs/streams.md
+A_COLUMN_STREAM, B_ROW_STREAM = 8, 9  # sub-streams (`sample`) of the structured choices, docs/streams.md
+FACTOR_COLUMNS = 2**34  # their lanes have 32 bits, four to one of 2**32 blocks
 
 
 def lora_linear(
@@ -61,7 +62,9 @@ def lora_linear(
             sample=sample)``; drop="factors" takes a key ().
         drop: "input" or "factors".
         sample: which of the independent masks of the key.
-        row_offset, col_offset: place of x in a larger (rows, K) matrix, in elements.
+        row_offset, col_offset: place of x in a larger (rows, K) matrix, in elements. There is no offset of the output:
+            with drop="factors" rows of lora_b count from 0, so a shard of N needs the whole layer's call or another
+            key.
 
     Returns:
         (…, N), of the dtype of x.
@@ -81,6 +84,8 @@ def lora_linear(
     _checks.float_tensor(op, "x", x)
     if _autocast.enabled(x.device.type):
         x, weight, bias = _autocast.autocast(x, weight, bias)
+        for name, factor in (("lora_a", lora_a), ("lora_b", lora_b)):
+            _checks.float_tensor(op, name, factor, like=x, dtype=False)
         lora_a, lora_b = (t if t.dtype == torch.float32 else t.to(x.dtype) for t in (lora_a, lora_b))
     linear_arguments(op, x, weight, bias)
     _factor_arguments(op, x, weight, lora_a, lora_b)
@@ -94,6 +99,8 @@ def lora_linear(
     keys.check(op, key, generator, rows, x.device)
     if drop == "factors" and key is not None and key.dim() != 0:
         raise ValueError(f"{op}: key must have shape () for drop='factors', got {tuple(key.shape)}")
+    if drop == "factors" and col_offset + cols > FACTOR_COLUMNS:
+        raise ValueError(f"{op}: col_offset + K must be at most 2**34 for drop='factors', got {col_offset + cols}")
     drawing = training and (isinstance(p, Tensor) or p != 0)
     if drawing:
         key = keys.resolve(key, generator, x.device)
@@ -156,17 +163,18 @@ def drop_factors(
     """For keys (…): lora_a (…, r, K) with dropped columns, lora_b (…, N, r) with dropped rows, the rest scaled."""
     key = keys.fold_in(key, sample) if sample else key
     t = streams.threshold(p.to(key.device) if isinstance(p, Tensor) else p)
-    scale = torch.as_tensor(streams.scale(t), dtype=_wide(lora_a)).to(key.device)
+    wide_a, wide_b = lora_a.to(_wide(lora_a)), lora_b.to(_wide(lora_b))  # rounded once, after scaling
+    scale = torch.as_tensor(streams.scale(t), dtype=wide_a.dtype).to(key.device)
     rounds = streams.WORD_ROUNDS
 
-    def keep(role: int, first: int, size: int) -> Tensor:
+    def keep(stream: int, first: int, size: int) -> Tensor:
         place = torch.arange(first, first + size, device=key.device)
         row = torch.zeros_like(key)
-        lane = streams.lanes(key, row, place, op=streams.STRUCTURED, width=32, rounds=rounds, sample=role)
+        lane = streams.lanes(key, row, place, op=streams.STRUCTURED, width=32, rounds=rounds, sample=stream)
         return lane >= t * 65536  # the high half of the lane decides: effective_p is that of every other mask
 
-    a = torch.where(keep(A_COLUMNS, col_offset, lora_a.shape[1]).unsqueeze(-2), lora_a * scale, 0)
-    b = torch.where(keep(B_ROWS, 0, lora_b.shape[0]).unsqueeze(-1), lora_b * scale, 0)
+    a = torch.where(keep(A_COLUMN_STREAM, col_offset, lora_a.shape[1]).unsqueeze(-2), wide_a * scale, 0)
+    b = torch.where(keep(B_ROW_STREAM, 0, lora_b.shape[0]).unsqueeze(-1), wide_b * scale, 0)
     return a.to(lora_a.dtype), b.to(lora_b.dtype)
 
 

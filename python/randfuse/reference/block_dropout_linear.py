@@ -15,7 +15,7 @@ ROWS = 256  # rows that share a choice
 
 
 def keep_mask(kept: Tensor, rows: int, cols: int, block: int) -> Tensor:
-    """kept (…, row blocks, k), entries in [0, n] of which n is none -> bool (…, rows, cols), True where kept."""
+    """kept (…, row blocks, k), ascending in [0, n] of which n is none -> bool (…, rows, cols), True where kept."""
     n = -(-cols // block)
     blocks = torch.zeros(*kept.shape[:-1], n + 1, dtype=torch.bool, device=kept.device)
     blocks = blocks.scatter(-1, kept, torch.ones_like(kept, dtype=torch.bool))[..., :n]
