@@ -468,10 +468,22 @@ def samples(device):
         "act_dropout": (g, r, "gelu", *stream),
         "act_dropout_grad": (g, r, "gelu", *stream),
         **head_samples(x, w, b, stream),
+        **block_samples(x, w, b, g, key),
         "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
         "lora_linear_down": (x, w[:2], *sampled),
         "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),
         "lora_linear_wgrad": (g[:, :2], x, *sampled),
+    }
+
+
+def block_samples(x, w, b, g, key):
+    xs, gs = (t.detach().view(2, 3, -1).requires_grad_() for t in (x, g))
+    kept = torch.zeros(2, 1, 1, dtype=torch.int64, device=x.device)
+    return {
+        "block_dropout_linear": (xs, w, b, kept, 32, 1.5),
+        "block_dropout_linear_dgrad": (gs, w, kept, 32, 1.5),
+        "block_dropout_linear_wgrad": (gs, xs, kept, 32, 1.5),
+        "kept_blocks": (key, 3, 7, 2, 5, 1, 2),
     }
 
 
@@ -495,6 +507,16 @@ def head_samples(x, w, b, stream):
 @pytest.mark.parametrize("name", sorted(reference.FUNCTIONS.keys() - _table.CPU_ONLY))
 def test_opcheck(device, name):
     torch.library.opcheck(op(name), samples(device)[name])
+
+
+@on_device
+def test_an_op_without_a_gpu_kernel_says_so(device):
+    x = torch.zeros(2, 4, device=device)
+    with (
+        randfuse.use_backend("triton"),
+        pytest.raises(ValueError, match="^hadamard_transform: backend must be 'auto', "),
+    ):
+        randfuse.hadamard_transform(x)
 
 
 @on_device

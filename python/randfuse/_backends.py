@@ -96,6 +96,10 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
         backend == "triton" and device == "cpu" and not _interpreting()
     ):
         raise ValueError(f"{op}: backend {backend!r} must be given tensors of its device, got {device}")
+    if backend in ("cuda", "triton") and op in _table.CPU_ONLY:
+        raise ValueError(
+            f"{op}: backend must be 'auto', 'cpu' or 'reference', got {backend!r}: it has no GPU kernel yet"
+        )
     if backend == "cuda" and op in _table.NO_CUDA:
         raise ValueError(f"{op}: backend must be 'auto', 'triton' or 'reference' on a GPU, got 'cuda'")
     if backend == "triton":
@@ -118,6 +122,8 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
         return "reference" if _extension.problem else "meta"
     if device != "cuda":
         raise ValueError(f"{op}: tensors must be on the CPU or a CUDA device, got {device}")
+    if op in _table.CPU_ONLY:
+        return "reference"
     if op in _table.NO_CUDA:
         return "triton" if _HAS_TRITON else "reference"
     if _extension.has_cuda and _HAS_TRITON:

@@ -34,8 +34,23 @@ NO_CUDA = frozenset(
     }
 )
 
-# Ops that only C++ has, and only for CPU tensors: `ops/` calls them where those kernels run.
-CPU_ONLY = frozenset({"multi_sample_cross_entropy_with_grads"})
+# Ops that have no GPU kernel: on a GPU the reference runs.
+CPU_ONLY = frozenset(
+    {
+        "categorical_sample",
+        "categorical_sample_with_stats",
+        "csr_sketch",
+        "dense_sketch",
+        "dense_sketch_adjoint",
+        "dense_sketch_entries",
+        "distinct_rows",
+        "hadamard_transform",
+        "multi_sample_cross_entropy_with_grads",  # by design: `ops/` calls it for CPU tensors
+        "sparse_sketch",
+        "sparse_sketch_adjoint",
+        "sparse_sketch_entries",
+    }
+)
 
 _PRODUCTS = ("dropout_linear", "dropout_linear_dgrad", "dropout_linear_wgrad")
 _SAMPLES = (
