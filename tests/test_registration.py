@@ -14,8 +14,11 @@ pytestmark = pytest.mark.skipif(_extension.problem is not None, reason=str(_exte
 KEY = torch.tensor(5)
 
 
+GENERATOR = torch.Generator().manual_seed(0)
+
+
 def x(*shape, grad=True):
-    return torch.randn(shape, dtype=torch.float64, requires_grad=grad)
+    return torch.randn(shape, dtype=torch.float64, generator=GENERATOR).requires_grad_(grad)
 
 
 def turned(*shape):
@@ -216,7 +219,8 @@ def test_reference_agrees_on_the_samples(name):
     for sample in SAMPLES[name]:
         with torch.no_grad():
             got, expected = _registry.overloads("randfuse")[name](*sample), reference.FUNCTIONS[name](*sample)
-        torch.testing.assert_close(got, expected)
+        normals = name.startswith("dense_sketch")  # which may differ by 2 ulp of float32 (docs/streams.md)
+        torch.testing.assert_close(got, expected, **{"rtol": 0, "atol": 1e-6} if normals else {})
 
 
 @pytest.mark.parametrize(("name", "position", "value", "message"), [
