@@ -165,9 +165,8 @@ struct AcceptRequest {
 
   int64_t race(RowDraws<T>& p, int64_t j) {
     if (!a.racers) {
-      int64_t token = 0;
-      p.race(coins_at(j), &token, 1);
-      return token;
+      p.race(coins_at(j), 1);
+      return scratch.target.racers[0].token;
     }
     const cpu::Racer *racers = a.racers_of(b, j), *best = racers;
     for (int64_t s = 1; s < a.spans(); ++s)

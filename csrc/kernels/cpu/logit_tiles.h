@@ -89,6 +89,7 @@ struct LogitReader {
   }
 
   void exclude(int64_t first, int n, Z* buffer) const {
+    first += rows.col_offset;
     for (int64_t k = first_from(rows.exclude, rows.num_exclude, first);
          k < rows.num_exclude && rows.exclude[k] < first + n; ++k)
       buffer[rows.exclude[k] - first] = static_cast<Z>(-INFINITY);

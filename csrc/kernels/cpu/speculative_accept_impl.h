@@ -45,7 +45,7 @@ void accept_stats(const cpu::AcceptArgs<T>& a, int64_t begin, int64_t end,
       else if (!std::isfinite(request.saved_target(place)))
         p.template tile_range<false>(first, last, out);
       if (a.racers && !request.greedy()) {
-        p.race_tiles(request.coins_at(place), 1, first, last);
+        p.race(request.coins_at(place), 1, first, last);
         a.racers_of(request.b, place)[span] = scratch.target.racers[0];
       }
     }

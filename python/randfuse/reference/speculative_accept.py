@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import streams
-from .categorical_sample import allowed_logits, draw_cdf, draw_race, filtered
+from .categorical_sample import allowed_logits, draw_cdf, filtered, race_scores
 
 NAN, POS_INF, NO_SUPPORT, BAD_ID = 1, 2, 4, 8  # bits of the status
 
@@ -87,7 +87,7 @@ def verify(p: list[Law], q: list[Law], ids: list[int], key: Tensor, row: Tensor,
 
     def raced(j: int) -> int:
         place = torch.full_like(key, (position or 0) + j)
-        return int(draw_race(p[j].scores.unsqueeze(0), streams.fold_in(key, place), row, 0))
+        return int(race_scores(p[j].scores.unsqueeze(0), streams.fold_in(key, place), row, 0).argmax())
 
     finite = all(law.soft for law in (*p[: len(ids)], *q))
     if mode == "block" and ids and finite:
