@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _words
-from ._step import Sampling, mask_of, sequence_keys
+from ._step import Options, mask_of, sequence_keys
 from .ancestral import reveal
 from .confidence import confidence_step, maskgit_count, transfer_counts
 from .first_hitting import first_hit, hitting_steps
@@ -43,7 +43,7 @@ def generate(
     callback: Callable[[int, Tensor], Tensor | None] | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **sampling: Unpack[Sampling],
+    **sampling: Unpack[Options],
 ) -> Tensor:
     """Decode every [MASK] of a batch of texts.
 
@@ -190,7 +190,7 @@ class Loop:
         word = _words.words(self.keys, _words.CLOCK, torch.full_like(self.keys[:1], 3), self.tokens.shape[1])
         start = _words.index_below(word, torch.full_like(word, vocab))
         yield start.where(self.window & (self.tokens == self.mask_id), self.tokens)
-        options: dict[str, Any] = {k: v for k, v in self.sampling.items() if k in ("temperature", "method")}
+        options: dict[str, Any] = {k: v for k, v in self.sampling.items() if k == "temperature"}
         for t, s in pairwise(times):
             yield uniform_step(
                 self.logits(t), self.tokens, t, s, schedule=self.schedule, step=self.step, window=self.window,
