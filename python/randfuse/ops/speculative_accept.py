@@ -49,9 +49,9 @@ def speculative_accept(
 ) -> Accepted:
     """Verify K drafted tokens a request against the target model: what is emitted has the target's law exactly.
 
-    Equivalent to, for one request, with ``p = (target_logits / temperature).softmax(-1)``, q of the draft likewise:
-    accept x while ``u * q[j, x] < p[j, x]``, at the first j where that fails draw from ``(p[j] - q[j]).clamp(min=0)``,
-    after the last from ``p[K]``; no softmax is stored and no row after the stop is read.
+    Equivalent to: ``p, q = (t / temperature).softmax(-1), (d / temperature).softmax(-1)``, then for every request: accept
+    x while ``u * q[j, x] < p[j, x]``; where that first fails draw from ``(p[j] - q[j]).clamp(min=0)``, after the last
+    draft from ``p[K]``. Here no softmax is stored, and no row after the stop is read.
 
     Modes. All but "typical" leave the law of the target untouched.
 
