@@ -4,12 +4,10 @@
 #include <ATen/ops/sort.h>
 #include <torch/library.h>
 
-#include "checks.h"
+#include "sampling.h"
 
 namespace randfuse {
 namespace {
-
-constexpr double kSmallest = 0x1p-100, kLargest = 0x1p100;  // of temperatures other than 0
 
 struct Arguments {
   const Tensor &logits, &key, &temperature;
@@ -18,48 +16,6 @@ struct Arguments {
   std::optional<int64_t> num_samples;
   c10::string_view method;
   int64_t row_offset;
-};
-
-// Leading dimensions as they lie; only what RowLayout cannot say is copied.
-Tensor with_row_layout(const Tensor& x) {
-  const bool fits = x.dim() >= 1 && x.dim() - 1 <= cpu::RowLayout::kMaxDims &&
-                    (x.size(-1) <= 1 || x.stride(-1) == 1);
-  return fits ? x : x.contiguous();
-}
-
-cpu::RowLayout row_layout(const Tensor& x) {
-  cpu::RowLayout layout{};
-  layout.dims = static_cast<int>(x.dim() - 1);
-  for (int d = 0; d < layout.dims; ++d) {
-    layout.size[d] = x.size(d);
-    layout.stride[d] = x.stride(d);
-  }
-  return layout;
-}
-
-// A parameter of shape () or (rows,) whose values can be read and are in range.
-template <class V>
-class RowParameter {
- public:
-  template <class Valid>
-  RowParameter(const char* op, const char* name, const OptionalTensor& given, int64_t rows,
-               const char* range, const Valid& valid) {
-    if (!given.has_value()) return;
-    TORCH_CHECK_VALUE(
-        given->is_cpu() && (given->dim() == 0 || (given->dim() == 1 && given->size(0) == rows)), op,
-        ": ", name, " must have shape () or (rows,) = (", rows, ") on cpu, got ", given->sizes(),
-        " on ", given->device());
-    values_ = given->to(c10::CppTypeToScalarType<V>::value).contiguous();
-    const V* v = values_.const_data_ptr<V>();
-    for (int64_t i = 0; i < values_.numel(); ++i)
-      TORCH_CHECK_VALUE(valid(v[i]), op, ": ", name, " must be ", range, ", got ", v[i]);
-    source_ = {v, given->dim() == 0};
-  }
-  operator cpu::PerRow<V>() const { return source_; }
-
- private:
-  Tensor values_;
-  cpu::PerRow<V> source_{nullptr, true};
 };
 
 // A list of ids in [0, limit) as int64.
@@ -97,14 +53,7 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
       mask_stream(op, a.key, a.logits.device(), shape.rows, shape.cols,
                   static_cast<int64_t>(Op::kCategorical), 0, a.row_offset, 0);
 
-  const RowParameter<double> temperature(
-      op, "temperature", a.temperature, shape.rows, "0 or in [2**-100, 2**100]",
-      [](double t) { return t == 0.0 || (t >= kSmallest && t <= kLargest); });
-  const RowParameter<int64_t> top_k(op, "top_k", a.top_k, shape.rows, "at least 1",
-                                    [](int64_t k) { return k >= 1; });
-  const auto fraction = [](double p) { return p >= 0.0 && p <= 1.0; };
-  const RowParameter<double> top_p(op, "top_p", a.top_p, shape.rows, "in [0, 1]", fraction);
-  const RowParameter<double> min_p(op, "min_p", a.min_p, shape.rows, "in [0, 1]", fraction);
+  const SamplingParameters parameters(op, shape.rows, a.temperature, a.top_k, a.top_p, a.min_p);
 
   const Tensor logits = with_row_layout(a.logits);
   Tensor uncond, bitmask, exclude, rows;
@@ -159,10 +108,10 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
         stream.keys,
         stream.rows_per_key,
         stream.row_offset,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
+        parameters.temperature,
+        parameters.top_k,
+        parameters.top_p,
+        parameters.min_p,
         draws,
         a.method == "race",
         y.tokens.mutable_data_ptr<int64_t>(),

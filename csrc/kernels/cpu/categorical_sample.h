@@ -15,17 +15,6 @@
 
 namespace randfuse::cpu {
 
-// A parameter that all rows share or that each row of the logits has.
-template <class V>
-struct PerRow {
-  const V* values;  // null: not given
-  bool shared;
-
-  V at(int64_t row, V otherwise) const {
-    return values == nullptr ? otherwise : values[shared ? 0 : row];
-  }
-};
-
 template <class T>
 struct CategoricalArgs {
   LogitRows<T> logits;

@@ -42,6 +42,17 @@ struct LogitRows {
   int64_t bitmask_words;
 };
 
+// A parameter that all rows share or that each row of the logits has.
+template <class V>
+struct PerRow {
+  const V* values;  // null: not given
+  bool shared;
+
+  V at(int64_t row, V otherwise) const {
+    return values == nullptr ? otherwise : values[shared ? 0 : row];
+  }
+};
+
 struct Racer {
   double score;
   int64_t token;

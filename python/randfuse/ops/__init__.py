@@ -9,6 +9,7 @@ from .embedding_dropout import embedding_dropout
 from .hadamard_transform import hadamard_transform
 from .linear_dropout import linear_dropout
 from .lora_linear import lora_ensemble, lora_linear
+from .lora_updates import lora_updates
 from .mc_dropout_predict import mc_dropout_predict
 from .mixout_linear import mixout, mixout_linear
 from .multi_sample_cross_entropy import multi_sample_cross_entropy
@@ -28,6 +29,7 @@ __all__ = [
     "linear_dropout",
     "lora_ensemble",
     "lora_linear",
+    "lora_updates",
     "mc_dropout_predict",
     "mixout",
     "mixout_linear",

@@ -8,12 +8,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _checks, keys
+from .. import _checks, _sampling, keys
 from .._backends import call
 from .._registry import rules
-
-SMALLEST, LARGEST = 2.0**-100, 2.0**100  # of temperatures other than 0
-MAX_VOCAB = 2**20
 
 
 class CategoricalStats(NamedTuple):
@@ -171,7 +168,7 @@ def _arguments(
 ) -> tuple[Any, ...]:
     """Checked arguments in the order of the schema."""
     _checks.float_tensor(op, "logits", logits)
-    if logits.dim() == 0 or not 1 <= logits.shape[-1] <= MAX_VOCAB:
+    if logits.dim() == 0 or not 1 <= logits.shape[-1] <= _sampling.MAX_VOCAB:
         raise ValueError(f"{op}: logits must have shape (…, V) with V in [1, 2**20], got {tuple(logits.shape)}")
     n, vocab = _checks.rows_cols(logits.shape)
     _checks.stream_range(op, n, vocab, row_offset, 0)
@@ -191,71 +188,29 @@ def _arguments(
     _ids(op, "exclude", exclude, vocab, logits.device)
     _ids(op, "rows", rows, n, logits.device)
     if bitmask is not None:
-        _integers(op, "bitmask", bitmask, torch.int32, logits.device)
+        _sampling.integers(op, "bitmask", bitmask, torch.int32, logits.device)
         _checks.shape(op, "bitmask", bitmask, (n, (vocab + 31) // 32), "(rows, ⌈V/32⌉)")
-    fraction = ("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    warm = ("0 or in [2**-100, 2**100]", lambda v: (v == 0) | ((v >= SMALLEST) & (v <= LARGEST)))
-    if temperature is None:
-        raise TypeError(f"{op}: temperature must be a number or a Tensor, got None")
-    parameters = (
-        _parameter(op, "temperature", temperature, logits, torch.float64, *warm),
-        _parameter(op, "top_k", top_k, logits, torch.int64, "at least 1", lambda v: v >= 1),
-        _parameter(op, "top_p", top_p, logits, torch.float64, *fraction),
-        _parameter(op, "min_p", min_p, logits, torch.float64, *fraction),
-    )
+    rows_shape = tuple(logits.shape[:-1])
+    parameters = _sampling.parameters(op, rows_shape, logits.device, temperature, top_k, top_p, min_p)
     key = keys.resolve(key, generator, logits.device)
     return (logits.detach(), key, *parameters, exclude, bitmask, uncond_logits, float(cfg_scale), rows, num_samples,
             method, row_offset)  # fmt: skip
-
-
-def _parameter(op: str, name: str, value: Any, logits: Tensor, dtype: torch.dtype, want: str, valid: Any) -> Any:
-    """A number or tensor () or (…) as a tensor () or (rows,) of `dtype`; values are checked where they can be read."""
-    if value is None:
-        return None
-    number = (int,) if dtype == torch.int64 else (int, float)
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, number):
-            kind = "an int" if dtype == torch.int64 else "a number"
-            raise TypeError(f"{op}: {name} must be {kind} or a Tensor, got {type(value).__name__}")
-        if not valid(value):
-            raise ValueError(f"{op}: {name} must be {want}, got {value}")
-        return torch.full((), min(value, 2**62) if dtype == torch.int64 else value, dtype=dtype)
-    if value.is_floating_point() != dtype.is_floating_point or value.dtype == torch.bool or value.is_complex():
-        raise TypeError(
-            f"{op}: {name} must be {'floating' if dtype.is_floating_point else 'integer'}, got {value.dtype}"
-        )
-    if value.dim() and tuple(value.shape) != tuple(logits.shape[:-1]):
-        raise ValueError(f"{op}: {name} must have shape () or {tuple(logits.shape[:-1])}, got {tuple(value.shape)}")
-    if value.device.type != "cpu" and value.device != logits.device:
-        raise ValueError(f"{op}: {name} must be on {logits.device} or the CPU, got {value.device}")
-    if value.device.type == "cpu" and _readable(value) and not bool(valid(value).all()):
-        bad = value.masked_select(~valid(value))[0].item()
-        raise ValueError(f"{op}: {name} must be {want}, got {bad}")
-    return value.detach().to(dtype).reshape(-1) if value.dim() else value.detach().to(dtype)
-
-
-def _readable(x: Tensor) -> bool:
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
-
-
-def _integers(op: str, name: str, x: object, dtype: torch.dtype, device: torch.device) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
-    if x.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype}, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{op}: {name} must be on {device}, got {x.device}")
 
 
 def _ids(op: str, name: str, ids: object, limit: int, device: torch.device) -> None:
     """int64 (E,) of ids in [0, limit), where they can be read."""
     if ids is None:
         return
-    _integers(op, name, ids, torch.int64, device)
+    _sampling.integers(op, name, ids, torch.int64, device)
     assert isinstance(ids, Tensor)
     if ids.dim() != 1:
         raise ValueError(f"{op}: {name} must have one dimension, got {tuple(ids.shape)}")
-    if device.type == "cpu" and _readable(ids) and ids.numel() and not bool(((ids >= 0) & (ids < limit)).all()):
+    if (
+        device.type == "cpu"
+        and _sampling.readable(ids)
+        and ids.numel()
+        and not bool(((ids >= 0) & (ids < limit)).all())
+    ):
         bad = ids[(ids < 0) | (ids >= limit)][0].item()
         raise ValueError(f"{op}: {name} must be in [0, {limit}), got {bad}")
 
