@@ -1,4 +1,5 @@
-// categorical_sample and categorical_sample_with_stats: schema, checks, allocation, threads.
+// categorical_sample, categorical_sample_with_stats, categorical_race: schema, checks, allocation,
+// threads.
 #include "../kernels/cpu/categorical_sample.h"
 
 #include <ATen/ops/sort.h>
@@ -15,8 +16,10 @@ struct Arguments {
   double cfg_scale;
   std::optional<int64_t> num_samples;
   c10::string_view method;
-  int64_t row_offset;
+  int64_t row_offset, col_offset;
 };
+
+enum class Wanted { kTokens, kStatistics, kScores };
 
 // A list of ids in [0, limit) as int64.
 Tensor checked_ids(const char* op, const char* name, const Tensor& ids, int64_t limit) {
@@ -34,11 +37,11 @@ Tensor checked_ids(const char* op, const char* name, const Tensor& ids, int64_t 
 }
 
 struct Outputs {
-  Tensor tokens;
+  Tensor tokens, score;
   Tensor logprob, log_odds, margin, entropy, logsumexp;
 };
 
-Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
+Outputs run_cpu(const char* op, const Arguments& a, Wanted wanted) {
   check_float(op, "logits", a.logits);
   const Rows shape = rows_of(a.logits);
   TORCH_CHECK_VALUE(a.logits.dim() >= 1 && 1 <= shape.cols && shape.cols <= kMaxVocab, op,
@@ -52,6 +55,9 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
   const KeyedStream stream =
       mask_stream(op, a.key, a.logits.device(), shape.rows, shape.cols,
                   static_cast<int64_t>(Op::kCategorical), 0, a.row_offset, 0);
+  TORCH_CHECK_VALUE(
+      a.col_offset % 4 == 0 && 0 <= a.col_offset && a.col_offset <= (int64_t{1} << 34) - shape.cols,
+      op, ": col_offset must be a multiple of 4 in [0, 2**34 - V], got ", a.col_offset);
 
   const SamplingParameters parameters(op, shape.rows, a.temperature, a.top_k, a.top_p, a.min_p);
 
@@ -75,7 +81,8 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
     bitmask = a.bitmask->contiguous();
   }
   if (a.exclude.has_value())
-    exclude = std::get<0>(at::sort(checked_ids(op, "exclude", *a.exclude, shape.cols)));
+    exclude = std::get<0>(at::sort(checked_ids(
+        op, "exclude", *a.exclude, wanted == Wanted::kScores ? int64_t{1} << 34 : shape.cols)));
   if (a.rows.has_value()) rows = checked_ids(op, "rows", *a.rows, shape.rows);
 
   const int64_t draws = a.num_samples.value_or(1);
@@ -86,7 +93,9 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
   if (a.num_samples.has_value()) per_draw.push_back(draws);
   Outputs y;
   y.tokens = at::empty(per_draw, a.logits.options().dtype(at::kLong));
-  if (stats) {
+  if (wanted == Wanted::kScores)
+    y.score = at::empty(per_draw, a.logits.options().dtype(at::kDouble));
+  if (wanted == Wanted::kStatistics) {
     const auto like =
         a.logits.options().dtype(a.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     for (Tensor* t : {&y.logprob, &y.log_odds}) *t = at::empty(per_draw, like);
@@ -103,7 +112,7 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
          static_cast<Z>(a.cfg_scale + 1.0),
          exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr,
          exclude.defined() ? exclude.numel() : 0,
-         bitmask.defined() ? bitmask.const_data_ptr<int32_t>() : nullptr, words},
+         bitmask.defined() ? bitmask.const_data_ptr<int32_t>() : nullptr, words, a.col_offset},
         rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr,
         stream.keys,
         stream.rows_per_key,
@@ -115,6 +124,7 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
         draws,
         a.method == "race",
         y.tokens.mutable_data_ptr<int64_t>(),
+        y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr,
         stat(y.logprob),
         stat(y.log_odds),
         stat(y.margin),
@@ -138,8 +148,8 @@ Tensor categorical_sample_cpu(const Tensor& logits, const Tensor& key, const Ten
                               int64_t row_offset) {
   return run_cpu("categorical_sample",
                  {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask, uncond_logits,
-                  rows, cfg_scale, num_samples, method, row_offset},
-                 false)
+                  rows, cfg_scale, num_samples, method, row_offset, 0},
+                 Wanted::kTokens)
       .tokens;
 }
 
@@ -151,9 +161,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> categorical_sample_wi
     int64_t row_offset) {
   const Outputs y = run_cpu("categorical_sample_with_stats",
                             {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask,
-                             uncond_logits, rows, cfg_scale, num_samples, method, row_offset},
-                            true);
+                             uncond_logits, rows, cfg_scale, num_samples, method, row_offset, 0},
+                            Wanted::kStatistics);
   return {y.tokens, y.logprob, y.log_odds, y.margin, y.entropy, y.logsumexp};
+}
+
+std::tuple<Tensor, Tensor> categorical_race_cpu(
+    const Tensor& logits, const Tensor& key, const Tensor& temperature,
+    const OptionalTensor& exclude, const OptionalTensor& bitmask,
+    const OptionalTensor& uncond_logits, double cfg_scale, const OptionalTensor& rows,
+    std::optional<int64_t> num_samples, int64_t row_offset, int64_t col_offset) {
+  const OptionalTensor none;
+  const Outputs y =
+      run_cpu("categorical_race",
+              {logits, key, temperature, none, none, none, exclude, bitmask, uncond_logits, rows,
+               cfg_scale, num_samples, "race", row_offset, col_offset},
+              Wanted::kScores);
+  return {y.tokens, y.score};
 }
 
 }  // namespace
@@ -170,11 +194,17 @@ TORCH_LIBRARY_FRAGMENT(randfuse, m) {
       "Tensor? uncond_logits, float cfg_scale, Tensor? rows, int? num_samples, str method, "
       "SymInt row_offset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "categorical_race(Tensor logits, Tensor key, Tensor temperature, Tensor? exclude, "
+      "Tensor? bitmask, Tensor? uncond_logits, float cfg_scale, Tensor? rows, int? num_samples, "
+      "SymInt row_offset, SymInt col_offset) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("categorical_sample", categorical_sample_cpu);
   m.impl("categorical_sample_with_stats", categorical_sample_with_stats_cpu);
+  m.impl("categorical_race", categorical_race_cpu);
 }
 
 }  // namespace randfuse

@@ -1,7 +1,7 @@
 """Public functions, one op a file: docstring, validation, key handling, derivative and batching rule."""
 
 from . import dense_sketch, distinct_rows, sparse_sketch  # noqa: F401  randfuse.sketch makes operators of them
-from .categorical_sample import categorical_sample, categorical_sample_with_stats
+from .categorical_sample import categorical_race, categorical_sample, categorical_sample_with_stats
 from .dropconnect_linear import dropconnect, dropconnect_linear
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
@@ -17,6 +17,7 @@ from .multi_sample_linear import multi_sample_linear
 from .multi_sample_mse import multi_sample_mse
 
 __all__ = [
+    "categorical_race",
     "categorical_sample",
     "categorical_sample_with_stats",
     "dropconnect",

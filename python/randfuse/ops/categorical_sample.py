@@ -1,8 +1,9 @@
-"""`categorical_sample` and `categorical_sample_with_stats`: exact draws from softmax(logits / temperature)."""
+"""`categorical_sample`, its statistics and its races over shards: exact draws from softmax(logits / temperature)."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from .. import _checks, _sampling, keys
 from .._backends import call
 from .._registry import rules
+from .dropout import batch_keys
+
+WORDS = 2**34  # 32-bit lanes of a row
 
 
 class CategoricalStats(NamedTuple):
@@ -22,6 +26,13 @@ class CategoricalStats(NamedTuple):
     margin: Tensor
     entropy: Tensor
     logsumexp: Tensor
+
+
+class RaceWinner(NamedTuple):
+    """The winner of a shard's race and by how much it won; see `categorical_race`."""
+
+    tokens: Tensor
+    score: Tensor
 
 
 def categorical_sample(
@@ -148,6 +159,55 @@ def categorical_sample_with_stats(
     return CategoricalStats(*call("categorical_sample_with_stats", *args))
 
 
+def categorical_race(
+    logits: Tensor,
+    temperature: float | Tensor = 1.0,
+    *,
+    num_samples: int | None = None,
+    exclude: Tensor | None = None,
+    bitmask: Tensor | None = None,
+    uncond_logits: Tensor | None = None,
+    cfg_scale: float = 0.0,
+    rows: Tensor | None = None,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> RaceWinner:
+    """`categorical_sample(method="race")` of a shard of the vocabulary, with the score by which shards are merged.
+
+    Equivalent to: ``(logits / temperature - log E).max(-1)``, E the exponentials of the tokens in the vocabulary.
+
+    The largest score wins, of equal ones that of the lowest shard: tensor-parallel ranks exchange 16 bytes a row, and
+    chunks of a vocabulary are drawn from one after the other, with the very token that the whole row gives.
+
+    Args:
+        logits: (…, V), the shard's columns.
+        temperature, num_samples, uncond_logits, cfg_scale, rows, key, row_offset: as in `categorical_sample`, and the
+            same for all shards (key=None gives each shard another one). At temperature 0 the score is the logit.
+        exclude: int64 (E,), ids of the whole vocabulary; those of other shards change nothing.
+        bitmask: int32 (rows, ⌈V/32⌉), of the shard's columns.
+        col_offset: id of the shard's first token, a multiple of 4 (a Philox block holds four) in [0, 2**34 − V].
+
+    tokens (…) or (…, M) are ids of the whole vocabulary; score is float64, −inf where no token is allowed. Which tokens
+    top_k, top_p and min_p keep is not known from a shard: filter its logits first.
+
+    Raises:
+        TypeError, ValueError: as in `categorical_sample`.
+
+    >>> x, k = torch.randn(3, 1000), randfuse.key(0)
+    >>> a, b = categorical_race(x[:, :600], key=k), categorical_race(x[:, 600:], key=k, col_offset=600)
+    >>> torch.equal(torch.where(b.score > a.score, b.tokens, a.tokens), categorical_sample(x, method="race", key=k))
+    True
+    """
+    op = "categorical_race"
+    args = _arguments(
+        op, logits, temperature, num_samples, None, None, None, exclude, bitmask, uncond_logits, cfg_scale, rows,
+        "race", key, generator, row_offset, col_offset,
+    )  # fmt: skip
+    return RaceWinner(*call(op, *args[:3], *args[6:12], row_offset, col_offset))
+
+
 def _arguments(
     op: str,
     logits: Tensor,
@@ -165,13 +225,16 @@ def _arguments(
     key: Tensor | None,
     generator: torch.Generator | None,
     row_offset: int,
+    col_offset: int | None = None,
 ) -> tuple[Any, ...]:
     """Checked arguments in the order of the schema."""
     _checks.float_tensor(op, "logits", logits)
     if logits.dim() == 0 or not 1 <= logits.shape[-1] <= _sampling.MAX_VOCAB:
         raise ValueError(f"{op}: logits must have shape (…, V) with V in [1, 2**20], got {tuple(logits.shape)}")
     n, vocab = _checks.rows_cols(logits.shape)
-    _checks.stream_range(op, n, vocab, row_offset, 0)
+    _checks.stream_range(op, n, vocab, row_offset, col_offset or 0)
+    if col_offset is not None and not (col_offset % 4 == 0 and col_offset <= WORDS - vocab):
+        raise ValueError(f"{op}: col_offset must be a multiple of 4 in [0, 2**34 - V], got {col_offset}")
     keys.check(op, key, generator, n, logits.device)
     if method not in ("cdf", "race"):
         raise ValueError(f"{op}: method must be 'cdf' or 'race', got {method!r}")
@@ -185,7 +248,7 @@ def _arguments(
         _checks.float_tensor(op, "uncond_logits", uncond_logits, like=logits)
         _checks.shape(op, "uncond_logits", uncond_logits, tuple(logits.shape), "(…, V)")
         uncond_logits = uncond_logits.detach()
-    _ids(op, "exclude", exclude, vocab, logits.device)
+    _ids(op, "exclude", exclude, vocab if col_offset is None else WORDS, logits.device)
     _ids(op, "rows", rows, n, logits.device)
     if bitmask is not None:
         _sampling.integers(op, "bitmask", bitmask, torch.int32, logits.device)
@@ -233,5 +296,54 @@ def _stats_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return logits.new_empty(per_draw, dtype=torch.int64), *facts
 
 
-rules("categorical_sample", _fake)
-rules("categorical_sample_with_stats", _stats_fake)
+def _race_fake(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    per_draw = _shapes(logits, *args[6:8])[1]
+    return logits.new_empty(per_draw, dtype=torch.int64), logits.new_empty(per_draw, dtype=torch.float64)
+
+
+ROWWISE = ("logits", "uncond_logits", "temperature", "top_k", "top_p", "min_p", "bitmask")
+ARGUMENTS = {
+    "categorical_sample": "logits key temperature top_k top_p min_p exclude bitmask uncond_logits cfg_scale rows "
+    "num_samples method row_offset",
+    "categorical_race": "logits key temperature exclude bitmask uncond_logits cfg_scale rows num_samples row_offset "
+    "col_offset",
+}
+ARGUMENTS["categorical_sample_with_stats"] = ARGUMENTS["categorical_sample"]
+
+
+def _vmap(op: str, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """The rows of all batch elements as one matrix; a key that they share gives them the same draws, as in dropout."""
+    size, names = info.batch_size, ARGUMENTS[op].split()
+    a, dims = dict(zip(names, args, strict=True)), dict(zip(names, in_dims, strict=True))
+    if dims["exclude"] is not None:
+        raise ValueError(f"{op}: exclude must be the same for the whole batch under vmap, got a batched tensor")
+    shape = a["logits"].shape if dims["logits"] is None else a["logits"].movedim(dims["logits"], 0).shape[1:]
+    n = math.prod(shape[:-1])
+    for name in ROWWISE:
+        x, dim = a.get(name), dims.get(name)
+        if x is None or (dim is None and x.dim() == 0):
+            continue
+        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if name in ("logits", "uncond_logits"):
+            a[name] = x.reshape(size * n, shape[-1])
+        elif name == "bitmask":
+            a[name] = x.reshape(size * n, x.shape[-1])
+        else:
+            a[name] = x.reshape(size, -1).expand(size, n).reshape(-1)
+    a["key"] = batch_keys(a["key"], dims["key"], size)
+    per_row = tuple(shape[:-1])
+    if a["rows"] is not None:
+        chosen = a["rows"] if dims["rows"] is None else a["rows"].movedim(dims["rows"], 0)
+        first = n * torch.arange(size, device=chosen.device).unsqueeze(-1)
+        per_row, a["rows"] = tuple(chosen.shape[-1:]), (first + chosen).reshape(-1)
+    out = call(op, *a.values())
+    of = [y.reshape(size, *per_row, *y.shape[1:]) for y in ([out] if isinstance(out, Tensor) else out)]
+    return (of[0], 0) if isinstance(out, Tensor) else (tuple(of), (0,) * len(of))
+
+
+for _op, _shape in (
+    ("categorical_sample", _fake),
+    ("categorical_sample_with_stats", _stats_fake),
+    ("categorical_race", _race_fake),
+):
+    rules(_op, _shape, vmap=partial(_vmap, _op))

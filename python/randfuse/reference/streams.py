@@ -77,6 +77,13 @@ def block(key: Tensor, rows: Tensor, column: int, *, op: int, width: int, sample
     return philox4x32(j, rows, s, d, key, WORD_ROUNDS)
 
 
+def race_exponential(high: Tensor, low: Tensor) -> Tensor:
+    """E = −log1p(−v) in float64, v = (r64 + ½)·2⁻⁶⁴; from 1 − v where v is large."""
+    v = (high.double() * 2.0**32 + (low.double() + 0.5)) * 2.0**-64
+    rest = ((2.0**32 - 1 - high.double()) * 2.0**32 + (2.0**32 - 1 - low.double() + 0.5)) * 2.0**-64
+    return torch.where(v < 0.25, -torch.log1p(-v), -rest.log())
+
+
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
     """Key derived from `key` and a 64-bit integer: the first two words of a block of its own domain."""
     zero = torch.zeros_like(data)
