@@ -6,10 +6,12 @@ polynomial kernels; `sample_rows` where rows must stay what they are. The algori
 """
 
 from .dense import Gaussian, Rademacher
+from .kronecker import KroneckerProjection
 from .least_squares import lstsq, optimal_sketch_size, ridgeless_risk
 from .leverage import leverage_scores, lewis_weights, lp_sensitivities
 from .low_rank import svd_lowrank
 from .operator import Operator, sketch_many
+from .ridge import RidgeEnsemble
 from .sampling import RowSample, approx_matmul, inclusion_probabilities, sample_rows
 from .sparse import SJLT, CountSketch
 from .tensor_sketch import TensorSketch
@@ -18,8 +20,10 @@ from .trigonometric import SRDCT, SRHT
 __all__ = [
     "CountSketch",
     "Gaussian",
+    "KroneckerProjection",
     "Operator",
     "Rademacher",
+    "RidgeEnsemble",
     "RowSample",
     "SJLT",
     "SRDCT",
