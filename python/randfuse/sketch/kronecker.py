@@ -17,8 +17,8 @@ class KroneckerProjection:
     `update` adds a matrix of rank k to W and corrects (BBᵀ)⁻¹ by Woodbury's formula, O(m² nk) instead of O(m² n² + m³).
     `project` applies P, O(m n²). `query` estimates P h without bias from L kept products Pₗ = P Rₗᵀ with independent
     sketches Rₗ of `size` rows, O(L n² size): the median over l of Pₗ (Rₗ h), by coordinates. Each answer is off by
-    about ‖Pⱼ‖‖h‖√(2 / size) in coordinate j; because the randomness is used again, an adversary who sees T answers can break
-    it unless L is of the order √T.
+    about ‖Pⱼ‖‖h‖√(2 / size) in coordinate j; because the randomness is used again, an adversary who sees T
+    answers can break it unless L is of the order √T.
 
     Args:
         A: (m, n, n), m ≤ n², linearly independent.
@@ -63,6 +63,7 @@ class KroneckerProjection:
         self._sketches = [
             SJLT(size, n * n, nnz=min(8, size), key=keys.fold_in(key, sketch)) for sketch in range(sketches)
         ]
+        self._kept: Tensor | None = None
         self._factor()
 
     def _factor(self) -> None:
