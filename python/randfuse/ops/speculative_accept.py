@@ -49,7 +49,7 @@ def speculative_accept(
 ) -> Accepted:
     """Verify K drafted tokens a request against the target model: what is emitted has the target's law exactly.
 
-    Equivalent to: ``p, q = (t / temperature).softmax(-1), (d / temperature).softmax(-1)``, then for every request: accept
+    Equivalent to: ``p, q = (t / temperature).softmax(-1), (d / temperature).softmax(-1)``, then, a request: accept
     x while ``u * q[j, x] < p[j, x]``; where that first fails draw from ``(p[j] - q[j]).clamp(min=0)``, after the last
     draft from ``p[K]``. Here no softmax is stored, and no row after the stop is read.
 
