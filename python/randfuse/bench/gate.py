@@ -83,8 +83,10 @@ def check_tokens(forward: Forward, inputs: Inputs, *, expected: Tensor | None) -
         out = forward(inputs).reshape(inputs["x"].shape[:-1])
         if expected is not None:
             assert_bitwise_equal(out, expected, name="tokens")
-        logits = inputs["x"].gather(-1, out.unsqueeze(-1))
-        assert (logits > -torch.inf).all(), "a token of no probability was drawn"
+        emitted = out >= 0  # places after the last token hold -1
+        logits = inputs["x"].gather(-1, out.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        assert emitted.reshape(len(out), -1)[:, 0].all(), "a row must have a token"
+        assert (logits[emitted] > -torch.inf).all(), "a token of no probability was drawn"
     except AssertionError as error:
         raise GateError(str(error)) from error
 
