@@ -51,7 +51,6 @@ LACKS = {
 NOT_YET = {
     "categorical_sample": CUDA | TRITON,
     "dense_sketch": TRITON,
-    "hadamard_transform": CUDA,
     "sparse_sketch": CUDA | TRITON,
 }
 
