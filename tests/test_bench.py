@@ -40,6 +40,7 @@ SMALL = {
     "dropout_linear": (24, 64, 8),
     "linear_dropout": (24, 16, 40),
     "lora_linear": (24, 64, 8, 4),
+    "lora_updates": (24, 64, 8, 4, 2),
     "mixout_linear": (24, 64, 8),
     "multi_sample_cross_entropy": (24, 64, 8, 4),
     "multi_sample_linear": (24, 64, 8, 4),

@@ -11,7 +11,7 @@ import pytest
 import randfuse
 import torch
 import torch._dynamo.testing
-from randfuse import _extension, categorical_sample, categorical_sample_with_stats, use_backend
+from randfuse import _extension, categorical_race, categorical_sample, categorical_sample_with_stats, use_backend
 from randfuse.testing import assert_bitwise_equal, assert_close_to_float64
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -230,6 +230,99 @@ def test_calls_without_key_differ_and_follow_manual_seed(device):
     assert (categorical_sample(x, num_samples=2)[:, 0] != categorical_sample(x, num_samples=2)[:, 1]).any()
 
 
+def merged(winners):
+    tokens, score = winners[0]
+    for winner in winners[1:]:
+        tokens, score = torch.where(winner.score > score, winner.tokens, tokens), torch.maximum(score, winner.score)
+    return tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("shards", [(2500,), (4, 2496), (1024, 1024, 452), (1300, 100, 1100)])
+def test_shards_of_a_race_merge_to_the_whole(device, shards, temperature):
+    x, u, key = peculiar(vocab=2500), torch.randn(12, 2500), randfuse.split(randfuse.key(3), 12)
+    shared = {"key": key, "exclude": torch.tensor([2499, 1100, 1300, 3, 7]), "num_samples": 3, "row_offset": 5}
+    shared |= {
+        "temperature": temperature,
+        "rows": torch.tensor([11, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
+        "cfg_scale": 0.5,
+    }
+    whole = categorical_sample(x, method="race", uncond_logits=u, **shared)
+    parts, at = [], 0
+    for width in shards:
+        columns = slice(at, at + width)
+        parts.append(categorical_race(x[:, columns], uncond_logits=u[:, columns], col_offset=at, **shared))
+        at += width
+    assert_bitwise_equal(merged(parts), whole)
+
+
+def test_a_shard_has_the_bitmask_of_its_columns(device):
+    x, key = torch.randn(7, 1500), randfuse.key(2)
+    bits = torch.randint(-(2**31), 2**31 - 1, (7, 47), dtype=torch.int32)
+    left = categorical_race(x[:, :640], bitmask=bits[:, :20], key=key)
+    right = categorical_race(x[:, 640:], bitmask=bits[:, 20:], key=key, col_offset=640)
+    assert_bitwise_equal(merged([left, right]), categorical_sample(x, method="race", bitmask=bits, key=key))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_are_those_of_float64(kernels_device, dtype):
+    """Both words of a race count: the low one changes a score by 2**-32 of itself, a thousand tolerances."""
+    x = peculiar(vocab=1100).to(dtype)
+    for col_offset in (0, 2**34 - 1104):
+        args = {"num_samples": 40, "key": randfuse.key(6), "row_offset": 2**32 - 12, "col_offset": col_offset}
+        got, expected = categorical_race(x, 0.9, **args), reference(categorical_race, x, 0.9, **args)
+        assert_bitwise_equal(got.tokens, expected.tokens)
+        torch.testing.assert_close(got.score, expected.score, rtol=0, atol=3e-13)
+        assert got.score[1].eq(-INF).all(), "no token is allowed"
+        assert got.tokens[1].eq(col_offset).all(), "no token is allowed"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_vmap(kernels_device, method):
+    """A shared key draws the same for each element, a batch of keys its own; every other argument may be batched."""
+    x, key = torch.randn(3, 2, 5, 90), randfuse.key(4)
+    keys, rows, heat = randfuse.split(key, 3), torch.tensor([[4, 0], [9, 9], [3, 2]]), torch.rand(3, 2, 5)
+    bits = torch.randint(-(2**31), 2**31 - 1, (3, 10, 3), dtype=torch.int32)
+
+    def draw(x, key, heat, top_p, bits, rows, uncond):
+        facts = categorical_sample_with_stats(
+            x, heat, top_p=top_p, bitmask=bits, rows=rows, uncond_logits=uncond, cfg_scale=1.0, num_samples=2,
+            exclude=torch.tensor([0, 1]), key=key, method=method,
+        )  # fmt: skip
+        return *facts, *categorical_race(x, heat, key=key), categorical_sample(x, heat, method=method, key=key)
+
+    batched = (x, keys, heat, torch.rand(3), bits, rows, x.flip(0))
+    for in_dims in (
+        (0,) * 7,
+        (0, None, None, 0, None, None, None),
+        (None, 0, 0, None, 0, None, None),
+        (1, 0, 0, 0, 0, 0, 1),
+    ):
+        args = [b if d is not None else b[0] for b, d in zip(batched, in_dims, strict=True)]
+        args = [b.movedim(0, d) if d else b for b, d in zip(args, in_dims, strict=True)]
+        got = torch.vmap(draw, in_dims=in_dims)(*args)
+        for b in range(3):
+            own = [a if d is None else a.select(d, b) for a, d in zip(args, in_dims, strict=True)]
+            for whole, part in zip(got, draw(*own), strict=True):
+                assert_bitwise_equal(whole[b], part, name=str(in_dims))
+
+
+def test_vmap_randomness_of_a_drawn_key_and_an_empty_batch(kernels_device):
+    x = torch.zeros(3, 50, 40)
+    same = torch.vmap(categorical_sample, randomness="same")(x)
+    assert torch.equal(same[0], same[1])
+    different = torch.vmap(categorical_sample, randomness="different")(x)
+    assert not torch.equal(different[0], different[1])
+    assert torch.vmap(lambda x: categorical_sample(x, key=randfuse.key(0)))(x[:0]).shape == (0, 50)
+
+
+def test_vmap_refuses_a_batch_of_exclusions(kernels_device):
+    with pytest.raises(ValueError, match="^categorical_sample: exclude must be the same for the whole batch"):
+        torch.vmap(lambda e: categorical_sample(torch.ones(2, 5), exclude=e, key=randfuse.key(0)))(
+            torch.ones(3, 1).long()
+        )
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_facts_are_as_accurate_as_pytorch(kernels_device, temperature):
     x, key = torch.randn(64, 50257) * 3, randfuse.key(2)
@@ -328,3 +421,15 @@ ERRORS = [
 def test_errors(device, kwargs, error, message):
     with pytest.raises(error, match=f"^categorical_sample: {message}"):
         categorical_sample(**{"logits": torch.ones(4, 5), **kwargs})
+
+
+def test_errors_of_a_shard(device):
+    for value, message in (
+        (6, r"a multiple of 4 in \[0, 2\*\*34 - V\], got 6"),
+        (2**34, "a multiple of 4"),
+        (-4, "in "),
+    ):
+        with pytest.raises(ValueError, match=f"^categorical_race: col_offset must be {message}"):
+            categorical_race(torch.ones(4, 5), col_offset=value)
+    with pytest.raises(ValueError, match=r"^categorical_race: exclude must be in \[0, 17179869184\), got -1"):
+        categorical_race(torch.ones(4, 5), exclude=torch.tensor([-1]))

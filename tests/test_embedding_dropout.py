@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import randfuse
@@ -40,6 +41,19 @@ def test_equals_a_masked_table(device, dtype):
         ulp = torch.finfo(dtype).eps
         torch.testing.assert_close(dw, exact, rtol=4 * ulp, atol=8 * ulp)  # a sum of three occurrences, rounded
         assert not dw[4].any(), "the padding row must get no gradient"
+
+
+@on_device
+@pytest.mark.parametrize("p", [0.3, 1.0, torch.tensor(0.3)])
+def test_deciding_about_the_table_or_about_tokens_is_the_same(device, p, monkeypatch):
+    weight, tokens = torch.randn(50, 7, device=device), torch.randint(0, 50, (3, 40), device=device)
+    module, key = sys.modules["randfuse.ops.embedding_dropout"], randfuse.key(5, device)
+    p = p.to(device) if isinstance(p, torch.Tensor) else p
+    results = []
+    for rows_a_token in (0, 1):
+        monkeypatch.setattr(module, "ROWS_A_TOKEN", rows_a_token)
+        results.append(randfuse.embedding_dropout(tokens, weight, p, key=key, row_offset=2**32 - 50))
+    assert_bitwise_equal(*results)
 
 
 @on_device

@@ -42,6 +42,7 @@ LACKS = {
     "kept_blocks": CUDA | {"benchmarks/cases/{op}.py"},  # a choice, not a product
     "mixout_linear": CUDA,
     "lora_linear": CPU | CUDA,  # on the CPU it runs dropout_linear's kernels, on GPUs Triton's
+    "lora_updates": COMPOSED,
     "mc_dropout_predict": COMPOSED | {"benchmarks/cases/{op}.py"},  # no gradient, which every case has
     "multi_sample_linear": CPU,  # on the CPU it runs dropout_linear's kernels
     "multi_sample_mse": COMPOSED,

@@ -8,6 +8,7 @@ import sys
 import pytest
 import randfuse
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from randfuse.testing import assert_bitwise_equal
 
@@ -72,6 +73,19 @@ def test_compiles(kernels_device):
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     for a, e in zip(compiled(x, key), function(x, key), strict=True):
         assert_bitwise_equal(a, e)
+
+
+def test_one_graph_for_all_numbers_of_rows(monkeypatch):
+    monkeypatch.setattr(MODULE, "CHUNK", 4 * 5 * 2)  # two rows a piece: pieces would be unrolled
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    weight, key = torch.randn(5, 40), randfuse.key(1)
+    function = lambda x: tuple(randfuse.mc_dropout_predict(x, weight, num_samples=4, key=key))  # noqa: E731
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for rows in (6, 9, 14, 23, 30):
+        x = torch.randn(rows, 40)
+        for a, e in zip(compiled(x), function(x), strict=True):
+            torch.testing.assert_close(a, e)
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize(("kwargs", "error", "message"), [

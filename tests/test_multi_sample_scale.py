@@ -163,3 +163,10 @@ def test_nothing_of_the_size_of_x_is_saved():
         randfuse.multi_sample_linear(x, weight, p=0.1, reduce="mean")
     extra = [t for t in saved if t.data_ptr() not in {x.data_ptr(), weight.data_ptr()}]
     assert sum(t.numel() * t.element_size() for t in extra) <= 8, [t.shape for t in extra]
+
+
+def test_the_reference_has_forward_derivatives():
+    operands = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 7), (3, 7), (3,))]
+    run = lambda *a: randfuse.multi_sample_linear(*a, 0.4, 3, reduce="mean", key=randfuse.key(1))  # noqa: E731
+    with randfuse.use_backend("reference"):
+        assert torch.autograd.gradcheck(run, operands, check_forward_ad=True)

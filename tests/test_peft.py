@@ -23,6 +23,11 @@ OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # BERT'
 BERT = {**TINY, **OFF, "hidden_size": 48, "intermediate_size": 64}
 
 
+@pytest.fixture(autouse=True)
+def small_inputs_too(monkeypatch):
+    monkeypatch.setattr(integration, "SMALL", 0)
+
+
 def llama(**lora):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
     options = {"r": 4, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj", "down_proj"], **lora}
@@ -177,6 +182,20 @@ def test_mixed_batches_are_those_of_peft():
     torch.testing.assert_close(model(input_ids=ids, adapter_names=names).logits, before, rtol=0, atol=0)
 
 
+def test_second_adapters_of_a_bfloat16_model_keep_no_float32_copy_of_x():
+    layer = nn.Sequential(nn.Linear(256, 128).bfloat16())
+    config = peft.LoraConfig(r=8, lora_dropout=0.3, target_modules=["0"])
+    model = randomised(peft.get_peft_model(layer, config))
+    model.add_adapter("second", config)
+    model.base_model.set_adapter(["default", "second"])
+    assert model.base_model.model[0].lora_A["second"].weight.dtype == torch.float32
+    integration.enable(model)
+    x, saved = torch.randn(64, 256).bfloat16(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(x)
+    assert {t.data_ptr() for t in saved if t.numel() == x.numel()} == {x.data_ptr()}
+
+
 def test_two_adapters_in_training_have_masks_of_their_own():
     model = llama(lora_dropout=0.5)
     model.add_adapter("twin", peft.LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"]))
@@ -299,13 +318,15 @@ class Subclass(torch.Tensor):
     pass
 
 
-@pytest.mark.parametrize("case", ["plain", "tensor scaling", "subclass", "nothing to save"])
+@pytest.mark.parametrize("case", ["plain", "tensor scaling", "subclass", "nothing to save", "small"])
 def test_calls_that_are_pefts(case, monkeypatch):
     model, layer = one_layer(lora_dropout=0.0)
     integration.enable(model)
     calls = []
     own = integration.lora_linear
     monkeypatch.setattr(integration, "lora_linear", lambda *args: calls.append(1) or own(*args))
+    if case == "small":
+        monkeypatch.setattr(integration, "SMALL", 5 * 8 + 1)
     if case == "tensor scaling":
         layer.scaling["default"] = torch.tensor(2.0)
     if case == "subclass":

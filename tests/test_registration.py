@@ -68,6 +68,7 @@ SAMPLES = {
     ],
     "dense_sketch_entries": [(KEYS, "gaussian", 2, 7, 130, 9), (KEYS, "rademacher", 2, 7, 130, 9)],
     "distinct_rows": [(KEYS, 1, 40, 7), (KEYS, 0, 3, 0)],
+    "categorical_race": [(*s[:3], *s[6:12], s[13], 8) for s in SAMPLING],
     "categorical_sample": SAMPLING,
     "categorical_sample_with_stats": SAMPLING,
     "dropout": [
@@ -242,6 +243,9 @@ def test_reference_agrees_on_the_samples(name):
     ("categorical_sample", 11, 0, r"num_samples must be in \[1, 2\*\*32\), got 0"),
     ("categorical_sample", 12, "best", "method must be 'cdf' or 'race', got 'best'"),
     ("categorical_sample", 13, -1, "row_offset must be in"),
+    ("categorical_race", 3, torch.tensor([2**34]), r"exclude must be in \[0, 17179869184\), got 17179869184"),
+    ("categorical_race", 10, 6, r"col_offset must be a multiple of 4 in \[0, 2\*\*34 - V\], got 6"),
+    ("categorical_race", 10, 2**34 - 8, "col_offset must be a multiple of 4"),
     ("dropout", 0, torch.ones(4, 9, dtype=torch.int32), "x must be float32"),
     ("dropout", 1, torch.tensor(1.0), "key must be int64"),
     ("dropout", 1, torch.tensor([1, 2, 3]), "key must have a length that divides the 4 rows, got 3"),

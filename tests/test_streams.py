@@ -15,6 +15,10 @@ from randfuse.testing import known_answers
 ANSWERS = known_answers(Path(__file__).parent / "kat" / "streams.txt")
 
 
+def float64_bits(x: torch.Tensor) -> int:
+    return int(x.double().view(torch.int64))
+
+
 def signed(value: int) -> torch.Tensor:
     return torch.tensor(value - 2**64 if value >> 63 else value)
 
@@ -32,6 +36,17 @@ def compute(kind: str, a: tuple[int, ...], count: int) -> list[int]:
         key, i, j, s, op, width, rounds = a
         counter = (j, i, s, streams.domain_word(op, width))
         return [int(w) for w in streams.philox4x32(*map(torch.tensor, counter), signed(key), rounds)]
+    if kind == "exponential":
+        return [float64_bits(streams.race_exponential(torch.tensor(a[0]), torch.tensor(a[1])))]
+    if kind == "race":
+        key, i, token, s = a
+        high, low = (
+            int(
+                streams.lanes(signed(key), torch.tensor(i), torch.tensor([token]), op=op, width=32, rounds=10, sample=s)
+            )
+            for op in (streams.RACE_HIGH, streams.RACE_LOW)
+        )
+        return [high, low, *compute("exponential", (high, low), 1)]
     key, op, width, rounds, first, second = a[:6]
     if kind == "lanes":
         cols = torch.arange(second, second + count)
@@ -41,10 +56,17 @@ def compute(kind: str, a: tuple[int, ...], count: int) -> list[int]:
     return [int(hashlib.sha256(lanes.numpy().astype("<u4").tobytes()).hexdigest()[:32], 16)]
 
 
+def agree(answer, got: list[int]) -> bool:
+    off = [abs(a - b) for a, b in zip(got, answer.answers, strict=True)]
+    if answer.kind in ("exponential", "race"):  # torch's logarithm may be an ulp off, and so may the kernels'
+        off[-1] -= 2
+    return max(off) <= 0
+
+
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda a: f"{a.kind}{a.arguments}")
 def test_known_answers_reference(answer):
     got = compute(answer.kind, answer.arguments, len(answer.answers))
-    assert got == list(answer.answers), f"{answer.kind}: got {got}"
+    assert agree(answer, got), f"{answer.kind}: got {got}"
     assert any(answer.answers), "an all-zero answer would let a broken harness pass"
 
 
@@ -91,6 +113,7 @@ MUTATIONS = {
     "no sub-stream": lambda f: lambda j, i, s, d, k, r: f(j, i, s * 0, d, k, r),
     "key cut to 32 bits": lambda f: lambda j, i, s, d, k, r: f(j, i, s, d, k & 0xFFFFFFFF, r),
     "data cut to 32 bits": lambda f: lambda j, i, s, d, k, r: f(j, i if (d >> 8 & 0xFF).any() else i * 0, s, d, k, r),
+    "low words of another domain": lambda f: lambda j, i, s, d, k, r: f(j, i, s, d + (d >> 8 == 0x10015), k, r),
     "linear index": lambda f: lambda j, i, s, d, k, r: f(j + 25 * i, i * 0, s, d, k, r),
 }
 
@@ -100,7 +123,7 @@ def test_known_answers_kill_mutations(name, monkeypatch):
     """The control of the file itself: each plausible mistake must change an answer."""
     monkeypatch.setattr(streams, "philox4x32", MUTATIONS[name](streams.philox4x32))
     lines = [a for a in ANSWERS if a.kind not in ("domain",)]
-    assert any(compute(a.kind, a.arguments, len(a.answers)) != list(a.answers) for a in lines), name
+    assert not all(agree(a, compute(a.kind, a.arguments, len(a.answers))) for a in lines), name
 
 
 def test_keys():

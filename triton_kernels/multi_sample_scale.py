@@ -43,7 +43,7 @@ def multi_sample_scale_kernel(
 def _table(threshold, samples, device):
     thresholds = streams.count_thresholds(threshold, samples)
     scale = torch.as_tensor(streams.count_scale(thresholds)).to(device, torch.float32)
-    return torch.stack([torch.as_tensor(t) for t in thresholds]).to(device), scale
+    return torch.as_tensor(thresholds, device=device), scale
 
 
 _kept_table = functools.lru_cache(_table)

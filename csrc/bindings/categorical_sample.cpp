@@ -1,15 +1,14 @@
-// categorical_sample and categorical_sample_with_stats: schema, checks, allocation, threads.
+// categorical_sample, categorical_sample_with_stats, categorical_race: schema, checks, allocation,
+// threads.
 #include "../kernels/cpu/categorical_sample.h"
 
 #include <ATen/ops/sort.h>
 #include <torch/library.h>
 
-#include "checks.h"
+#include "sampling.h"
 
 namespace randfuse {
 namespace {
-
-constexpr double kSmallest = 0x1p-100, kLargest = 0x1p100;  // of temperatures other than 0
 
 struct Arguments {
   const Tensor &logits, &key, &temperature;
@@ -17,50 +16,10 @@ struct Arguments {
   double cfg_scale;
   std::optional<int64_t> num_samples;
   c10::string_view method;
-  int64_t row_offset;
+  int64_t row_offset, col_offset;
 };
 
-// Leading dimensions as they lie; only what RowLayout cannot say is copied.
-Tensor with_row_layout(const Tensor& x) {
-  const bool fits = x.dim() >= 1 && x.dim() - 1 <= cpu::RowLayout::kMaxDims &&
-                    (x.size(-1) <= 1 || x.stride(-1) == 1);
-  return fits ? x : x.contiguous();
-}
-
-cpu::RowLayout row_layout(const Tensor& x) {
-  cpu::RowLayout layout{};
-  layout.dims = static_cast<int>(x.dim() - 1);
-  for (int d = 0; d < layout.dims; ++d) {
-    layout.size[d] = x.size(d);
-    layout.stride[d] = x.stride(d);
-  }
-  return layout;
-}
-
-// A parameter of shape () or (rows,) whose values can be read and are in range.
-template <class V>
-class RowParameter {
- public:
-  template <class Valid>
-  RowParameter(const char* op, const char* name, const OptionalTensor& given, int64_t rows,
-               const char* range, const Valid& valid) {
-    if (!given.has_value()) return;
-    TORCH_CHECK_VALUE(
-        given->is_cpu() && (given->dim() == 0 || (given->dim() == 1 && given->size(0) == rows)), op,
-        ": ", name, " must have shape () or (rows,) = (", rows, ") on cpu, got ", given->sizes(),
-        " on ", given->device());
-    values_ = given->to(c10::CppTypeToScalarType<V>::value).contiguous();
-    const V* v = values_.const_data_ptr<V>();
-    for (int64_t i = 0; i < values_.numel(); ++i)
-      TORCH_CHECK_VALUE(valid(v[i]), op, ": ", name, " must be ", range, ", got ", v[i]);
-    source_ = {v, given->dim() == 0};
-  }
-  operator cpu::PerRow<V>() const { return source_; }
-
- private:
-  Tensor values_;
-  cpu::PerRow<V> source_{nullptr, true};
-};
+enum class Wanted { kTokens, kStatistics, kScores };
 
 // A list of ids in [0, limit) as int64.
 Tensor checked_ids(const char* op, const char* name, const Tensor& ids, int64_t limit) {
@@ -78,11 +37,11 @@ Tensor checked_ids(const char* op, const char* name, const Tensor& ids, int64_t 
 }
 
 struct Outputs {
-  Tensor tokens;
+  Tensor tokens, score;
   Tensor logprob, log_odds, margin, entropy, logsumexp;
 };
 
-Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
+Outputs run_cpu(const char* op, const Arguments& a, Wanted wanted) {
   check_float(op, "logits", a.logits);
   const Rows shape = rows_of(a.logits);
   TORCH_CHECK_VALUE(a.logits.dim() >= 1 && 1 <= shape.cols && shape.cols <= kMaxVocab, op,
@@ -96,15 +55,11 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
   const KeyedStream stream =
       mask_stream(op, a.key, a.logits.device(), shape.rows, shape.cols,
                   static_cast<int64_t>(Op::kCategorical), 0, a.row_offset, 0);
+  TORCH_CHECK_VALUE(
+      a.col_offset % 4 == 0 && 0 <= a.col_offset && a.col_offset <= (int64_t{1} << 34) - shape.cols,
+      op, ": col_offset must be a multiple of 4 in [0, 2**34 - V], got ", a.col_offset);
 
-  const RowParameter<double> temperature(
-      op, "temperature", a.temperature, shape.rows, "0 or in [2**-100, 2**100]",
-      [](double t) { return t == 0.0 || (t >= kSmallest && t <= kLargest); });
-  const RowParameter<int64_t> top_k(op, "top_k", a.top_k, shape.rows, "at least 1",
-                                    [](int64_t k) { return k >= 1; });
-  const auto fraction = [](double p) { return p >= 0.0 && p <= 1.0; };
-  const RowParameter<double> top_p(op, "top_p", a.top_p, shape.rows, "in [0, 1]", fraction);
-  const RowParameter<double> min_p(op, "min_p", a.min_p, shape.rows, "in [0, 1]", fraction);
+  const SamplingParameters parameters(op, shape.rows, a.temperature, a.top_k, a.top_p, a.min_p);
 
   const Tensor logits = with_row_layout(a.logits);
   Tensor uncond, bitmask, exclude, rows;
@@ -126,7 +81,8 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
     bitmask = a.bitmask->contiguous();
   }
   if (a.exclude.has_value())
-    exclude = std::get<0>(at::sort(checked_ids(op, "exclude", *a.exclude, shape.cols)));
+    exclude = std::get<0>(at::sort(checked_ids(
+        op, "exclude", *a.exclude, wanted == Wanted::kScores ? int64_t{1} << 34 : shape.cols)));
   if (a.rows.has_value()) rows = checked_ids(op, "rows", *a.rows, shape.rows);
 
   const int64_t draws = a.num_samples.value_or(1);
@@ -137,7 +93,9 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
   if (a.num_samples.has_value()) per_draw.push_back(draws);
   Outputs y;
   y.tokens = at::empty(per_draw, a.logits.options().dtype(at::kLong));
-  if (stats) {
+  if (wanted == Wanted::kScores)
+    y.score = at::empty(per_draw, a.logits.options().dtype(at::kDouble));
+  if (wanted == Wanted::kStatistics) {
     const auto like =
         a.logits.options().dtype(a.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     for (Tensor* t : {&y.logprob, &y.log_odds}) *t = at::empty(per_draw, like);
@@ -154,18 +112,19 @@ Outputs run_cpu(const char* op, const Arguments& a, bool stats) {
          static_cast<Z>(a.cfg_scale + 1.0),
          exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr,
          exclude.defined() ? exclude.numel() : 0,
-         bitmask.defined() ? bitmask.const_data_ptr<int32_t>() : nullptr, words},
+         bitmask.defined() ? bitmask.const_data_ptr<int32_t>() : nullptr, words, a.col_offset},
         rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr,
         stream.keys,
         stream.rows_per_key,
         stream.row_offset,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
+        parameters.temperature,
+        parameters.top_k,
+        parameters.top_p,
+        parameters.min_p,
         draws,
         a.method == "race",
         y.tokens.mutable_data_ptr<int64_t>(),
+        y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr,
         stat(y.logprob),
         stat(y.log_odds),
         stat(y.margin),
@@ -189,8 +148,8 @@ Tensor categorical_sample_cpu(const Tensor& logits, const Tensor& key, const Ten
                               int64_t row_offset) {
   return run_cpu("categorical_sample",
                  {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask, uncond_logits,
-                  rows, cfg_scale, num_samples, method, row_offset},
-                 false)
+                  rows, cfg_scale, num_samples, method, row_offset, 0},
+                 Wanted::kTokens)
       .tokens;
 }
 
@@ -202,9 +161,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> categorical_sample_wi
     int64_t row_offset) {
   const Outputs y = run_cpu("categorical_sample_with_stats",
                             {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask,
-                             uncond_logits, rows, cfg_scale, num_samples, method, row_offset},
-                            true);
+                             uncond_logits, rows, cfg_scale, num_samples, method, row_offset, 0},
+                            Wanted::kStatistics);
   return {y.tokens, y.logprob, y.log_odds, y.margin, y.entropy, y.logsumexp};
+}
+
+std::tuple<Tensor, Tensor> categorical_race_cpu(
+    const Tensor& logits, const Tensor& key, const Tensor& temperature,
+    const OptionalTensor& exclude, const OptionalTensor& bitmask,
+    const OptionalTensor& uncond_logits, double cfg_scale, const OptionalTensor& rows,
+    std::optional<int64_t> num_samples, int64_t row_offset, int64_t col_offset) {
+  const OptionalTensor none;
+  const Outputs y =
+      run_cpu("categorical_race",
+              {logits, key, temperature, none, none, none, exclude, bitmask, uncond_logits, rows,
+               cfg_scale, num_samples, "race", row_offset, col_offset},
+              Wanted::kScores);
+  return {y.tokens, y.score};
 }
 
 }  // namespace
@@ -221,11 +194,17 @@ TORCH_LIBRARY_FRAGMENT(randfuse, m) {
       "Tensor? uncond_logits, float cfg_scale, Tensor? rows, int? num_samples, str method, "
       "SymInt row_offset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "categorical_race(Tensor logits, Tensor key, Tensor temperature, Tensor? exclude, "
+      "Tensor? bitmask, Tensor? uncond_logits, float cfg_scale, Tensor? rows, int? num_samples, "
+      "SymInt row_offset, SymInt col_offset) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("categorical_sample", categorical_sample_cpu);
   m.impl("categorical_sample_with_stats", categorical_sample_with_stats_cpu);
+  m.impl("categorical_race", categorical_race_cpu);
 }
 
 }  // namespace randfuse

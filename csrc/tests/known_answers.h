@@ -65,6 +65,14 @@ void check_known_answers(const std::string& path, const Answer& answer) {
       a.c[3] = domain_word(op, a.log2_width);
       a.rounds = decimal();
       if (kind == "lanes") a.c[1] = decimal(), a.data = decimal(), count = decimal(), words = 1;
+    } else if (kind == "exponential" || kind == "race") {
+      a.question = kind == "race" ? Question::kRace : Question::kExponential;
+      a.rounds = kWordRounds;
+      if (kind == "race") a.key = hex(), a.c[1] = decimal(), a.data = decimal(), a.c[2] = decimal();
+      if (kind == "race") expected = {static_cast<uint32_t>(hex()), static_cast<uint32_t>(hex())};
+      if (kind == "exponential") a.c[0] = hex(), a.c[1] = hex(), words = 2;
+      const uint64_t e = hex();
+      expected.insert(expected.end(), {static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32)});
     } else if (kind == "domain") {
       const uint32_t op = decimal(), width = decimal();
       CHECK(domain_word(op, log2_of(width)) == hex(), line);

@@ -4,10 +4,17 @@
 
 #include <cmath>
 
+#include "../kernels/common/categorical.h"
+
 #include "known_answers.h"
 
 namespace randfuse::test {
 namespace {
+
+Words exponential_words(uint32_t high, uint32_t low) {
+  const int64_t bits = to_bits(race_exponential(high, low));
+  return {{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32), 0, 0}};
+}
 
 template <int kRounds>
 Words on_host(const KnownAnswerArgs& a, uint64_t column) {
@@ -28,6 +35,15 @@ Words on_host(const KnownAnswerArgs& a, uint64_t column) {
         CHECK((pair >> column % 2 * 16 & 0xFFFFu) == 0xFFFFu, "keep_pair of column " << column);
       }
       return {{value, 0, 0, 0}};
+    }
+    case Question::kExponential:
+      return exponential_words(a.c[0], a.c[1]);
+    case Question::kRace: {
+      const uint32_t j = static_cast<uint32_t>(a.data / 4), c = a.data % 4;
+      const uint32_t high = block<kRounds>(a.key, a.c[1], j, a.c[2], race_high_domain()).r[c];
+      const uint32_t low = block<kRounds>(a.key, a.c[1], j, a.c[2], race_low_domain()).r[c];
+      const Words e = exponential_words(high, low);
+      return {{high, low, e.r[0], e.r[1]}};
     }
     default: {
       const uint64_t folded = fold_in(a.key, a.data);

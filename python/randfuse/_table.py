@@ -40,6 +40,7 @@ NO_TRITON = frozenset({"hadamard_transform"})
 # Ops that have no GPU kernel: on a GPU the reference runs.
 CPU_ONLY = frozenset(
     {
+        "categorical_race",
         "categorical_sample",
         "categorical_sample_with_stats",
         "csr_sketch",

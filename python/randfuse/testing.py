@@ -77,7 +77,7 @@ def _coordinate(flat: Tensor, shape: torch.Size) -> tuple[int, ...]:
 class KnownAnswer(NamedTuple):
     """One line of a known-answer file: what it is about, its arguments and the numbers that must come out."""
 
-    kind: str  # "philox", "domain", "fold_in", "block", "lanes" or "digest"
+    kind: str  # a key of _COLUMNS
     arguments: tuple[int, ...]
     answers: tuple[int, ...]
 
@@ -90,6 +90,8 @@ _COLUMNS = {
     "block": "xdddddd|xxxx",
     "lanes": "xdddddd|x*",
     "digest": "xddddd|x",
+    "exponential": "xx|x",
+    "race": "xddd|xxx",
 }
 
 

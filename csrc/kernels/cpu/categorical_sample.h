@@ -6,6 +6,7 @@
 //        for 16 blocks' words a round, ~1 ns a token). From 24 bits of the word follows an upper
 //        bound of the score with two fma; only tokens whose bound reaches the best score so far
 //        (~ln V of them) are scored, in float64 with all 64 bits. So the winner is that of float64.
+//        Scores of shards of the vocabulary merge: the greatest wins, the first of equal ones.
 // Filters cost two or three more passes (filters.h).
 //
 // A row's result depends on its logits, key, row number and nothing else: not on other rows, their
@@ -14,17 +15,6 @@
 #include "logits.h"
 
 namespace randfuse::cpu {
-
-// A parameter that all rows share or that each row of the logits has.
-template <class V>
-struct PerRow {
-  const V* values;  // null: not given
-  bool shared;
-
-  V at(int64_t row, V otherwise) const {
-    return values == nullptr ? otherwise : values[shared ? 0 : row];
-  }
-};
 
 template <class T>
 struct CategoricalArgs {
@@ -37,7 +27,8 @@ struct CategoricalArgs {
   PerRow<double> top_p, min_p;
   int64_t num_samples;
   bool race;
-  int64_t* tokens;  // (R, num_samples)
+  int64_t* tokens;  // (R, num_samples), ids of the whole vocabulary
+  double* score;    // (R, num_samples) of a race, or null
   // Statistics of the law that is drawn from; all null or none.
   Wide<T>*logprob, *log_odds;            // (R, num_samples)
   Wide<T>*margin, *entropy, *logsumexp;  // (R,)

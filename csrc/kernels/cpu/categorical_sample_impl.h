@@ -31,9 +31,16 @@ inline void sample_row(const cpu::CategoricalArgs<T>& a, int64_t out,
   }
   if (greedy || (draw.measured && !draw.finite())) {
     const int64_t best = draw.first_maximum();
-    for (int64_t s = 0; s < draws; ++s) tokens[s] = best;
+    for (int64_t s = 0; s < draws; ++s) {
+      tokens[s] = a.logits.col_offset + best;
+      if (a.score) a.score[out * draws + s] = static_cast<double>(draw.max);
+    }
   } else if (a.race) {
-    draw.race(coins, tokens, draws);
+    draw.race(coins, draws);
+    for (int64_t s = 0; s < draws; ++s) {
+      tokens[s] = a.logits.col_offset + scratch.racers[s].token;
+      if (a.score) a.score[out * draws + s] = scratch.racers[s].score;
+    }
   } else {
     for (int64_t s = 0; s < draws; ++s)
       tokens[s] = draw.by_mass(coins.block(draw_domain(), 0, static_cast<uint32_t>(s)));

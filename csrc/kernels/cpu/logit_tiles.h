@@ -68,6 +68,7 @@ struct LogitReader {
   }
 
   void exclude(int64_t first, int n, Z* buffer) const {
+    first += rows.col_offset;
     int64_t low = 0, high = rows.num_exclude;  // the first id that is not below the tile
     while (low < high) {
       const int64_t middle = (low + high) / 2;

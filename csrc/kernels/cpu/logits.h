@@ -36,10 +36,22 @@ struct LogitRows {
   const T* uncond;  // may be null: no guidance
   RowLayout uncond_layout;
   Wide<T> scale_plus_one;
-  const int64_t* exclude;  // (num_exclude,), ascending
+  const int64_t* exclude;  // (num_exclude,), ascending ids of the whole vocabulary
   int64_t num_exclude;
   const int32_t* bitmask;  // (rows, bitmask_words), bit set = allowed; may be null
   int64_t bitmask_words;
+  int64_t col_offset = 0;  // id of the first token of a row; a multiple of 4
+};
+
+// A parameter that all rows share or that each row of the logits has.
+template <class V>
+struct PerRow {
+  const V* values;  // null: not given
+  bool shared;
+
+  V at(int64_t row, V otherwise) const {
+    return values == nullptr ? otherwise : values[shared ? 0 : row];
+  }
 };
 
 struct Racer {

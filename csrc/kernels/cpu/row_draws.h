@@ -97,15 +97,14 @@ struct RowDraws {
     }
   }
 
-  // argmax of z / T - log E, the lowest index among equals; all draws in one read.
-  void race(const Coins& coins, int64_t* tokens, int64_t draws) {
+  // argmax of z / T - log E, the lowest index among equals, into the racers; all draws in one read.
+  void race(const Coins& coins, int64_t draws) {
     for (int64_t s = 0; s < draws; ++s) scratch.racers[s] = {-INFINITY, 0};
     for (int t = 0; t < reader.tiles(); ++t) {
       const Tile<Z> tile = read(t);
       for (int64_t s = 0; s < draws; ++s)
         race_tile(tile, coins, static_cast<uint32_t>(s), &scratch.racers[s]);
     }
-    for (int64_t s = 0; s < draws; ++s) tokens[s] = scratch.racers[s].token;
   }
 
   RowFacts facts() {
@@ -173,7 +172,7 @@ struct RowDraws {
     F32 reach = broadcast(bound_below(best->score));
     for (int c = 0; c < tile.n; c += 32) {
       uint32_t words[32];
-      words32(row, static_cast<uint32_t>((tile.first + c) / 4), words);
+      words32(row, block_of(tile.first + c), words);
       for (int v = 0; v < 32; v += kF32) {
         const F32 bits = bits_as_number(upper24(words + v));
         const F32 z = narrow(tile.z + c + v);
@@ -185,6 +184,10 @@ struct RowDraws {
         }
       }
     }
+  }
+
+  uint32_t block_of(int64_t token) const {
+    return static_cast<uint32_t>((reader.rows.col_offset + token) / 4);
   }
 
   static float bound_below(double score) {
@@ -201,7 +204,7 @@ struct RowDraws {
   bool score(Z z, int64_t token, uint32_t high, const Coins& coins, uint32_t draw,
              cpu::Racer* best) const {
     if (!(z > static_cast<Z>(-INFINITY))) return false;
-    const Words low = coins.block(race_low_domain(), static_cast<uint32_t>(token / 4), draw);
+    const Words low = coins.block(race_low_domain(), block_of(token), draw);
     const double s =
         static_cast<double>(z) / temperature - log64(race_exponential(high, low.r[token % 4]));
     if (!(s > best->score)) return false;

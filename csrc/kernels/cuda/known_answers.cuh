@@ -1,6 +1,7 @@
 // One thread per answer. Not a fast kernel: it shows that the device compiles the streams to the
 // words of the specification.
 #pragma once
+#include "../common/categorical.h"
 #include "device.cuh"
 #include "known_answers.h"
 
@@ -19,6 +20,20 @@ RF_DEVICE Words known_answer(const KnownAnswerArgs& a, int64_t index) {
       const uint32_t j = static_cast<uint32_t>(column >> (7 - a.log2_width));
       const Words b = block<kRounds>(a.key, a.c[1], j, a.c[2], a.c[3]);
       return {{lane(b, column, a.log2_width), 0, 0, 0}};
+    }
+    case Question::kExponential:
+    case Question::kRace: {
+      const uint32_t j = static_cast<uint32_t>(a.data / 4), lane = a.data % 4;
+      const bool race = a.question == Question::kRace;
+      const auto word = [&](uint32_t domain) {
+        return block<kRounds>(a.key, a.c[1], j, a.c[2], domain).r[lane];
+      };
+      const uint32_t high = race ? word(race_high_domain()) : a.c[0];
+      const uint32_t low = race ? word(race_low_domain()) : a.c[1];
+      const int64_t bits = to_bits(race_exponential(high, low));
+      const uint32_t half[2] = {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
+      if (race) return {{high, low, half[0], half[1]}};
+      return {{half[0], half[1], 0, 0}};
     }
     default: {
       const uint64_t folded = fold_in(a.key, a.data);

@@ -128,8 +128,8 @@ def drop(x: Tensor, factor: Tensor) -> Tensor:
     return (wide * factor.to(wide.dtype)).to(x.dtype)
 
 
-def reference_mask(shape: Shape, p: float, key: Tensor, op: int) -> Tensor:
-    return reference.dropout_mask(key, list(shape), p, None, op, 0, 0, 0)
+def reference_mask(shape: Shape, p: float, key: Tensor, op: int, sample: int = 0) -> Tensor:
+    return reference.dropout_mask(key, list(shape), p, None, op, sample, 0, 0)
 
 
 def linear_cost(shape: Shape, itemsize: int, backward: bool) -> Cost:

@@ -1,7 +1,7 @@
 """Public functions, one op a file: docstring, validation, key handling, derivative and batching rule."""
 
 from . import dense_sketch, distinct_rows, sparse_sketch  # noqa: F401  randfuse.sketch makes operators of them
-from .categorical_sample import categorical_sample, categorical_sample_with_stats
+from .categorical_sample import categorical_race, categorical_sample, categorical_sample_with_stats
 from .dropconnect_linear import dropconnect, dropconnect_linear
 from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
@@ -9,6 +9,7 @@ from .embedding_dropout import embedding_dropout
 from .hadamard_transform import hadamard_transform
 from .linear_dropout import linear_dropout
 from .lora_linear import lora_ensemble, lora_linear
+from .lora_updates import lora_updates
 from .mc_dropout_predict import mc_dropout_predict
 from .mixout_linear import mixout, mixout_linear
 from .multi_sample_cross_entropy import multi_sample_cross_entropy
@@ -16,6 +17,7 @@ from .multi_sample_linear import multi_sample_linear
 from .multi_sample_mse import multi_sample_mse
 
 __all__ = [
+    "categorical_race",
     "categorical_sample",
     "categorical_sample_with_stats",
     "dropconnect",
@@ -28,6 +30,7 @@ __all__ = [
     "linear_dropout",
     "lora_ensemble",
     "lora_linear",
+    "lora_updates",
     "mc_dropout_predict",
     "mixout",
     "mixout_linear",

@@ -1,19 +1,20 @@
-"""`categorical_sample` and `categorical_sample_with_stats`: exact draws from softmax(logits / temperature)."""
+"""`categorical_sample`, its statistics and its races over shards: exact draws from softmax(logits / temperature)."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _checks, keys
+from .. import _checks, _sampling, keys
 from .._backends import call
 from .._registry import rules
+from .dropout import batch_keys
 
-SMALLEST, LARGEST = 2.0**-100, 2.0**100  # of temperatures other than 0
-MAX_VOCAB = 2**20
+WORDS = 2**34  # 32-bit lanes of a row
 
 
 class CategoricalStats(NamedTuple):
@@ -25,6 +26,13 @@ class CategoricalStats(NamedTuple):
     margin: Tensor
     entropy: Tensor
     logsumexp: Tensor
+
+
+class RaceWinner(NamedTuple):
+    """The winner of a shard's race and by how much it won; see `categorical_race`."""
+
+    tokens: Tensor
+    score: Tensor
 
 
 def categorical_sample(
@@ -151,6 +159,55 @@ def categorical_sample_with_stats(
     return CategoricalStats(*call("categorical_sample_with_stats", *args))
 
 
+def categorical_race(
+    logits: Tensor,
+    temperature: float | Tensor = 1.0,
+    *,
+    num_samples: int | None = None,
+    exclude: Tensor | None = None,
+    bitmask: Tensor | None = None,
+    uncond_logits: Tensor | None = None,
+    cfg_scale: float = 0.0,
+    rows: Tensor | None = None,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> RaceWinner:
+    """`categorical_sample(method="race")` of a shard of the vocabulary, with the score by which shards are merged.
+
+    Equivalent to: ``(logits / temperature - log E).max(-1)``, E the exponentials of the tokens in the vocabulary.
+
+    The largest score wins, of equal ones that of the lowest shard: tensor-parallel ranks exchange 16 bytes a row, and
+    chunks of a vocabulary are drawn from one after the other, with the very token that the whole row gives.
+
+    Args:
+        logits: (…, V), the shard's columns.
+        temperature, num_samples, uncond_logits, cfg_scale, rows, key, row_offset: as in `categorical_sample`, and the
+            same for all shards (key=None gives each shard another one). At temperature 0 the score is the logit.
+        exclude: int64 (E,), ids of the whole vocabulary; those of other shards change nothing.
+        bitmask: int32 (rows, ⌈V/32⌉), of the shard's columns.
+        col_offset: id of the shard's first token, a multiple of 4 (a Philox block holds four) in [0, 2**34 − V].
+
+    tokens (…) or (…, M) are ids of the whole vocabulary; score is float64, −inf where no token is allowed. Which tokens
+    top_k, top_p and min_p keep is not known from a shard: filter its logits first.
+
+    Raises:
+        TypeError, ValueError: as in `categorical_sample`.
+
+    >>> x, k = torch.randn(3, 1000), randfuse.key(0)
+    >>> a, b = categorical_race(x[:, :600], key=k), categorical_race(x[:, 600:], key=k, col_offset=600)
+    >>> torch.equal(torch.where(b.score > a.score, b.tokens, a.tokens), categorical_sample(x, method="race", key=k))
+    True
+    """
+    op = "categorical_race"
+    args = _arguments(
+        op, logits, temperature, num_samples, None, None, None, exclude, bitmask, uncond_logits, cfg_scale, rows,
+        "race", key, generator, row_offset, col_offset,
+    )  # fmt: skip
+    return RaceWinner(*call(op, *args[:3], *args[6:12], row_offset, col_offset))
+
+
 def _arguments(
     op: str,
     logits: Tensor,
@@ -168,13 +225,16 @@ def _arguments(
     key: Tensor | None,
     generator: torch.Generator | None,
     row_offset: int,
+    col_offset: int | None = None,
 ) -> tuple[Any, ...]:
     """Checked arguments in the order of the schema."""
     _checks.float_tensor(op, "logits", logits)
-    if logits.dim() == 0 or not 1 <= logits.shape[-1] <= MAX_VOCAB:
+    if logits.dim() == 0 or not 1 <= logits.shape[-1] <= _sampling.MAX_VOCAB:
         raise ValueError(f"{op}: logits must have shape (…, V) with V in [1, 2**20], got {tuple(logits.shape)}")
     n, vocab = _checks.rows_cols(logits.shape)
-    _checks.stream_range(op, n, vocab, row_offset, 0)
+    _checks.stream_range(op, n, vocab, row_offset, col_offset or 0)
+    if col_offset is not None and not (col_offset % 4 == 0 and col_offset <= WORDS - vocab):
+        raise ValueError(f"{op}: col_offset must be a multiple of 4 in [0, 2**34 - V], got {col_offset}")
     keys.check(op, key, generator, n, logits.device)
     if method not in ("cdf", "race"):
         raise ValueError(f"{op}: method must be 'cdf' or 'race', got {method!r}")
@@ -188,74 +248,32 @@ def _arguments(
         _checks.float_tensor(op, "uncond_logits", uncond_logits, like=logits)
         _checks.shape(op, "uncond_logits", uncond_logits, tuple(logits.shape), "(…, V)")
         uncond_logits = uncond_logits.detach()
-    _ids(op, "exclude", exclude, vocab, logits.device)
+    _ids(op, "exclude", exclude, vocab if col_offset is None else WORDS, logits.device)
     _ids(op, "rows", rows, n, logits.device)
     if bitmask is not None:
-        _integers(op, "bitmask", bitmask, torch.int32, logits.device)
+        _sampling.integers(op, "bitmask", bitmask, torch.int32, logits.device)
         _checks.shape(op, "bitmask", bitmask, (n, (vocab + 31) // 32), "(rows, ⌈V/32⌉)")
-    fraction = ("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
-    warm = ("0 or in [2**-100, 2**100]", lambda v: (v == 0) | ((v >= SMALLEST) & (v <= LARGEST)))
-    if temperature is None:
-        raise TypeError(f"{op}: temperature must be a number or a Tensor, got None")
-    parameters = (
-        _parameter(op, "temperature", temperature, logits, torch.float64, *warm),
-        _parameter(op, "top_k", top_k, logits, torch.int64, "at least 1", lambda v: v >= 1),
-        _parameter(op, "top_p", top_p, logits, torch.float64, *fraction),
-        _parameter(op, "min_p", min_p, logits, torch.float64, *fraction),
-    )
+    rows_shape = tuple(logits.shape[:-1])
+    parameters = _sampling.parameters(op, rows_shape, logits.device, temperature, top_k, top_p, min_p)
     key = keys.resolve(key, generator, logits.device)
     return (logits.detach(), key, *parameters, exclude, bitmask, uncond_logits, float(cfg_scale), rows, num_samples,
             method, row_offset)  # fmt: skip
-
-
-def _parameter(op: str, name: str, value: Any, logits: Tensor, dtype: torch.dtype, want: str, valid: Any) -> Any:
-    """A number or tensor () or (…) as a tensor () or (rows,) of `dtype`; values are checked where they can be read."""
-    if value is None:
-        return None
-    number = (int,) if dtype == torch.int64 else (int, float)
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, number):
-            kind = "an int" if dtype == torch.int64 else "a number"
-            raise TypeError(f"{op}: {name} must be {kind} or a Tensor, got {type(value).__name__}")
-        if not valid(value):
-            raise ValueError(f"{op}: {name} must be {want}, got {value}")
-        return torch.full((), min(value, 2**62) if dtype == torch.int64 else value, dtype=dtype)
-    if value.is_floating_point() != dtype.is_floating_point or value.dtype == torch.bool or value.is_complex():
-        raise TypeError(
-            f"{op}: {name} must be {'floating' if dtype.is_floating_point else 'integer'}, got {value.dtype}"
-        )
-    if value.dim() and tuple(value.shape) != tuple(logits.shape[:-1]):
-        raise ValueError(f"{op}: {name} must have shape () or {tuple(logits.shape[:-1])}, got {tuple(value.shape)}")
-    if value.device.type != "cpu" and value.device != logits.device:
-        raise ValueError(f"{op}: {name} must be on {logits.device} or the CPU, got {value.device}")
-    if value.device.type == "cpu" and _readable(value) and not bool(valid(value).all()):
-        bad = value.masked_select(~valid(value))[0].item()
-        raise ValueError(f"{op}: {name} must be {want}, got {bad}")
-    return value.detach().to(dtype).reshape(-1) if value.dim() else value.detach().to(dtype)
-
-
-def _readable(x: Tensor) -> bool:
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
-
-
-def _integers(op: str, name: str, x: object, dtype: torch.dtype, device: torch.device) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
-    if x.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype}, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{op}: {name} must be on {device}, got {x.device}")
 
 
 def _ids(op: str, name: str, ids: object, limit: int, device: torch.device) -> None:
     """int64 (E,) of ids in [0, limit), where they can be read."""
     if ids is None:
         return
-    _integers(op, name, ids, torch.int64, device)
+    _sampling.integers(op, name, ids, torch.int64, device)
     assert isinstance(ids, Tensor)
     if ids.dim() != 1:
         raise ValueError(f"{op}: {name} must have one dimension, got {tuple(ids.shape)}")
-    if device.type == "cpu" and _readable(ids) and ids.numel() and not bool(((ids >= 0) & (ids < limit)).all()):
+    if (
+        device.type == "cpu"
+        and _sampling.readable(ids)
+        and ids.numel()
+        and not bool(((ids >= 0) & (ids < limit)).all())
+    ):
         bad = ids[(ids < 0) | (ids >= limit)][0].item()
         raise ValueError(f"{op}: {name} must be in [0, {limit}), got {bad}")
 
@@ -278,5 +296,54 @@ def _stats_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return logits.new_empty(per_draw, dtype=torch.int64), *facts
 
 
-rules("categorical_sample", _fake)
-rules("categorical_sample_with_stats", _stats_fake)
+def _race_fake(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    per_draw = _shapes(logits, *args[6:8])[1]
+    return logits.new_empty(per_draw, dtype=torch.int64), logits.new_empty(per_draw, dtype=torch.float64)
+
+
+ROWWISE = ("logits", "uncond_logits", "temperature", "top_k", "top_p", "min_p", "bitmask")
+ARGUMENTS = {
+    "categorical_sample": "logits key temperature top_k top_p min_p exclude bitmask uncond_logits cfg_scale rows "
+    "num_samples method row_offset",
+    "categorical_race": "logits key temperature exclude bitmask uncond_logits cfg_scale rows num_samples row_offset "
+    "col_offset",
+}
+ARGUMENTS["categorical_sample_with_stats"] = ARGUMENTS["categorical_sample"]
+
+
+def _vmap(op: str, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """The rows of all batch elements as one matrix; a key that they share gives them the same draws, as in dropout."""
+    size, names = info.batch_size, ARGUMENTS[op].split()
+    a, dims = dict(zip(names, args, strict=True)), dict(zip(names, in_dims, strict=True))
+    if dims["exclude"] is not None:
+        raise ValueError(f"{op}: exclude must be the same for the whole batch under vmap, got a batched tensor")
+    shape = a["logits"].shape if dims["logits"] is None else a["logits"].movedim(dims["logits"], 0).shape[1:]
+    n = math.prod(shape[:-1])
+    for name in ROWWISE:
+        x, dim = a.get(name), dims.get(name)
+        if x is None or (dim is None and x.dim() == 0):
+            continue
+        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if name in ("logits", "uncond_logits"):
+            a[name] = x.reshape(size * n, shape[-1])
+        elif name == "bitmask":
+            a[name] = x.reshape(size * n, x.shape[-1])
+        else:
+            a[name] = x.reshape(size, -1).expand(size, n).reshape(-1)
+    a["key"] = batch_keys(a["key"], dims["key"], size)
+    per_row = tuple(shape[:-1])
+    if a["rows"] is not None:
+        chosen = a["rows"] if dims["rows"] is None else a["rows"].movedim(dims["rows"], 0)
+        first = n * torch.arange(size, device=chosen.device).unsqueeze(-1)
+        per_row, a["rows"] = tuple(chosen.shape[-1:]), (first + chosen).reshape(-1)
+    out = call(op, *a.values())
+    of = [y.reshape(size, *per_row, *y.shape[1:]) for y in ([out] if isinstance(out, Tensor) else out)]
+    return (of[0], 0) if isinstance(out, Tensor) else (tuple(of), (0,) * len(of))
+
+
+for _op, _shape in (
+    ("categorical_sample", _fake),
+    ("categorical_sample_with_stats", _stats_fake),
+    ("categorical_race", _race_fake),
+):
+    rules(_op, _shape, vmap=partial(_vmap, _op))

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks, keys
+from .._backends import call, rate
 from ..reference import streams
+
+ROWS_A_TOKEN = 32  # rows of a table that the mask's kernel decides about in the time of one token's lane
 
 
 def embedding_dropout(
@@ -30,9 +33,9 @@ def embedding_dropout(
     Equivalent to: ``F.embedding(tokens, weight * F.dropout(torch.ones(V, 1), p))``, a row's mask being a function of
     (key, token)
 
-    The V×H table is never touched: a decision costs one random word for each token of the input, and the gradient is
-    that of `F.embedding`, dense or sparse. A dropped NaN or inf becomes 0. Where the table has few rows beside the
-    tokens of a call (V = 1000, say), masking the table as above is some ten times faster on the CPU.
+    The V×H table is never touched: a decision is one random word for each token of the input, or, where V is less than
+    some tens of that, for each row in one call of the mask's kernel: the same decisions, faster. The gradient is that
+    of `F.embedding`, dense or sparse. A dropped NaN or inf becomes 0.
 
     Args:
         tokens: int64 or int32, any shape.
@@ -77,7 +80,11 @@ def embedding_dropout(
     threshold = streams.threshold(p.to(weight.device) if isinstance(p, Tensor) else p)
     wide = y if y.dtype == torch.float64 else y.float()
     scaled = wide * torch.as_tensor(streams.scale(threshold), dtype=wide.dtype, device=y.device)
-    kept = (_lanes(tokens, key, row_offset) >= threshold).unsqueeze(-1)
+    if key.dim() == 0 and weight.shape[0] <= ROWS_A_TOKEN * tokens.numel():
+        rows = call("dropout_mask", key, [weight.shape[0], 1], *rate(p), streams.EMBEDDING_ROW, 0, row_offset, 0)
+        kept = F.embedding(tokens, rows)
+    else:
+        kept = (_lanes(tokens, key, row_offset) >= threshold).unsqueeze(-1)
     return torch.where(kept, scaled, 0).to(y.dtype)
 
 

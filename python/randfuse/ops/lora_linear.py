@@ -49,8 +49,8 @@ def lora_linear(
     batch, K + N decisions, and the kept ones scaled by 1/(1 - effective_p) each, so that the mean over masks of
     lora_b @ lora_a is itself. Its test-time ensemble is `lora_ensemble`.
 
-    Several adapters of one x (q, k, v): calls with one key and samples 0, 1, 2 … have a mask each, as in PEFT; calls
-    with one key and one sample share a mask.
+    Several adapters of one x (q, k, v): `lora_updates` reads x once for all. Calls of this function with one key and
+    samples 0, 1, 2 … have a mask each, as in PEFT; calls with one key and one sample share a mask.
 
     Args:
         x: (…, K), float32, float16, bfloat16 or (on the CPU) float64; under autocast x, weight and bias are cast like

@@ -39,7 +39,8 @@ def mc_dropout_predict(
     Equivalent to: ``torch.stack([F.linear(F.dropout(x, p), weight, bias).softmax(-1) for _ in range(num_samples)])``,
     the mean of that, the entropy of the mean, and this minus the mean entropy of the samples.
 
-    Works through the rows in pieces of about 2**20 logits, so that memory does not grow with M times the rows. The
+    Works through the rows in pieces of about 2**20 logits, so that memory does not grow with M times the rows; under
+    `torch.compile` in one piece, since the graph would hold each piece, and be another for each number of rows. The
     answer has no gradient.
 
     Args:
@@ -69,9 +70,12 @@ def mc_dropout_predict(
     samples(op, num_samples)
     key, *_ = settle(op, x, p, num_samples, key, generator, row_offset, col_offset)
     flat, most = _checks.matrix(x), max(CHUNK // max(num_samples * weight.shape[0], 1), 1)
+    whole = [(slice(None), key, row_offset)]
     with torch.no_grad():
         parts = []
-        for part, keys, row in _chunks(flat.shape[0], key, most, row_offset):
+        for part, keys, row in (
+            whole if torch.compiler.is_compiling() else _chunks(flat.shape[0], key, most, row_offset)
+        ):
             logits = multi_sample_linear(
                 flat[part], weight, bias, p, num_samples, key=keys, row_offset=row, col_offset=col_offset
             )

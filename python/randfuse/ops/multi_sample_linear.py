@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .. import _checks, keys
 from .._autocast import autocast
-from .._backends import call, rate
+from .._backends import call, chosen, rate
 from .._registry import rules
 from ..reference import streams
 from .dropout import batch_keys, refuse_batched_p
 from .dropout_linear import linear_arguments
-from .multi_sample_scale import MOST_SAMPLES, MeanLinear
+from .multi_sample_scale import MOST_SAMPLES, MeanLinear, multi_sample_scale
 
 
 def multi_sample_linear(
@@ -85,6 +85,8 @@ def multi_sample_linear(
         raise ValueError(f"{op}: col_offset must be in [0, 2**34 - cols] for reduce='mean', got {col_offset}")
     if not isinstance(p, Tensor) and p == 0:
         return F.linear(x, weight, bias)
+    if chosen("multi_sample_scale", x) == "reference":  # plain PyTorch, which has derivatives of every kind
+        return F.linear(multi_sample_scale(x, *stream), weight, bias)
     return MeanLinear.apply(x, weight, bias, *stream)
 
 

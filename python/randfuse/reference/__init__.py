@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .block_dropout_linear import block_dropout_linear, block_dropout_linear_dgrad, block_dropout_linear_wgrad
-from .categorical_sample import categorical_sample, categorical_sample_with_stats
+from .categorical_sample import categorical_race, categorical_sample, categorical_sample_with_stats
 from .dense_sketch import dense_sketch, dense_sketch_adjoint, dense_sketch_entries
 from .distinct_rows import distinct_rows
 from .dropconnect_linear import dropconnect_linear
@@ -28,6 +28,7 @@ from .sparse_sketch import csr_sketch, sparse_sketch, sparse_sketch_adjoint, spa
 FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
     for f in (
+        categorical_race,
         categorical_sample,
         categorical_sample_with_stats,
         dropout_mask,

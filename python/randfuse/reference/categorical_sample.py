@@ -18,6 +18,7 @@ def allowed_logits(
     bitmask: Tensor | None,
     uncond_logits: Tensor | None,
     cfg_scale: float,
+    col_offset: int = 0,
 ) -> Tensor:
     """(R, V) float64 of the chosen rows: guidance in the accumulation type, −inf where a token is not allowed."""
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -25,10 +26,10 @@ def allowed_logits(
     if uncond_logits is not None:
         u = _checks.matrix(uncond_logits)[rows].to(wide)
         z = u + torch.tensor(cfg_scale + 1, dtype=wide, device=z.device) * (z - u)
+    token = torch.arange(z.shape[-1], device=z.device)
     if exclude is not None:
-        z = z.index_fill(-1, exclude, -torch.inf)
+        z = z.masked_fill(torch.isin(token + col_offset, exclude), -torch.inf)
     if bitmask is not None:
-        token = torch.arange(z.shape[-1], device=z.device)
         z = z.where((bitmask[rows][:, token // 32] >> (token % 32)) & 1 == 1, -torch.inf)
     return z.double()
 
@@ -47,7 +48,7 @@ def filtered(x: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tenso
         s = s.masked_fill(crossed & (top_p < 1).unsqueeze(-1), -torch.inf)
     if min_p is not None:
         s = s.masked_fill(s < min_p.double().log().unsqueeze(-1), -torch.inf)
-    return torch.empty_like(s).scatter_(-1, order, s)
+    return torch.empty_like(s).scatter(-1, order, s)
 
 
 def draw_cdf(x: Tensor, keys: Tensor, rows: Tensor, draw: int) -> Tensor:
@@ -67,16 +68,14 @@ def _first_above(prefix: Tensor, u: Tensor) -> Tensor:
     return found.clamp(max=prefix.shape[-1] - 1)
 
 
-def draw_race(z_over_t: Tensor, keys: Tensor, rows: Tensor, draw: int) -> Tensor:
-    """argmax of z / T − log E, E = −log1p(−v), v = (r64 + ½)·2⁻⁶⁴, taken from 1 − v where v is large."""
-    token = torch.arange(z_over_t.shape[-1], device=z_over_t.device)
+def race_scores(z_over_t: Tensor, keys: Tensor, rows: Tensor, draw: int, col_offset: int = 0) -> Tensor:
+    """z / T − log E, of which the largest wins."""
+    token = torch.arange(z_over_t.shape[-1], device=z_over_t.device) + col_offset
     high, low = (
-        streams.lanes(keys, rows, token, op=op, width=32, rounds=streams.WORD_ROUNDS, sample=draw).double()
+        streams.lanes(keys, rows, token, op=op, width=32, rounds=streams.WORD_ROUNDS, sample=draw)
         for op in (streams.RACE_HIGH, streams.RACE_LOW)
     )
-    v = (high * 2.0**32 + (low + 0.5)) * 2.0**-64
-    rest = ((2.0**32 - 1 - high) * 2.0**32 + (2.0**32 - 1 - low + 0.5)) * 2.0**-64
-    return (z_over_t - torch.where(v < 0.25, -torch.log1p(-v), -rest.log()).log()).argmax(-1)
+    return z_over_t - streams.race_exponential(high, low).log()
 
 
 def statistics(x: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -128,7 +127,7 @@ def categorical_sample_with_stats(
     draw = (
         (lambda s: draw_cdf(x, keys, stream_rows, s))
         if method == "cdf"
-        else (lambda s: draw_race(scores, keys, stream_rows, s))
+        else (lambda s: race_scores(scores, keys, stream_rows, s).argmax(-1))
     )
     tokens = torch.stack([draw(s) for s in range(num_samples or 1)], -1)
     tokens = torch.where((t > 0).unsqueeze(-1) & top.isfinite(), tokens, best)
@@ -160,3 +159,30 @@ def categorical_sample(
     """The tokens alone."""
     arguments = (temperature, top_k, top_p, min_p, exclude, bitmask, uncond_logits, cfg_scale, rows, num_samples)
     return categorical_sample_with_stats(logits, key, *arguments, method, row_offset)[0]
+
+
+def categorical_race(
+    logits: Tensor,
+    key: Tensor,
+    temperature: Tensor,
+    exclude: Tensor | None,
+    bitmask: Tensor | None,
+    uncond_logits: Tensor | None,
+    cfg_scale: float,
+    rows: Tensor | None,
+    num_samples: int | None,
+    row_offset: int,
+    col_offset: int,
+) -> tuple[Tensor, Tensor]:
+    """Winners of the races of a shard of the vocabulary and their scores; at temperature 0 the largest logit."""
+    n = _checks.rows_cols(logits.shape)[0]
+    shape = logits.shape[:-1] if rows is None else rows.shape
+    rows = torch.arange(n, device=logits.device) if rows is None else rows
+    keys, stream_rows = (t[rows] for t in streams.row_keys(key, n, row_offset))
+    t = temperature.to(logits.device).expand(n)[rows].double().unsqueeze(-1)
+    z = allowed_logits(logits, rows, exclude, bitmask, uncond_logits, cfg_scale, col_offset)
+    z = z.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf) / torch.where(t > 0, t, 1.0)
+    scores = (torch.where(t > 0, race_scores(z, keys, stream_rows, s, col_offset), z) for s in range(num_samples or 1))
+    score, tokens = (torch.stack(x, -1) for x in zip(*(s.max(-1) for s in scores), strict=True))
+    per_draw = (*shape,) if num_samples is None else (*shape, num_samples)
+    return (tokens + col_offset).reshape(per_draw), score.reshape(per_draw)

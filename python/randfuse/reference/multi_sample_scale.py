@@ -10,7 +10,7 @@ from . import streams
 
 
 def multi_sample_count(
-    key: Tensor, shape: list[int], thresholds: list[int | Tensor], row_offset: int, col_offset: int
+    key: Tensor, shape: list[int], thresholds: list[int] | Tensor, row_offset: int, col_offset: int
 ) -> Tensor:
     """How many of the masks keep each element: (rows, cols), int64, on the key's device."""
     keys, rows = streams.row_keys(key, shape[0], row_offset)

@@ -76,6 +76,13 @@ def block(key: Tensor, rows: Tensor, column: int, *, op: int, width: int, sample
     return philox4x32(j, rows, s, d, key, WORD_ROUNDS)
 
 
+def race_exponential(high: Tensor, low: Tensor) -> Tensor:
+    """E = −log1p(−v) in float64, v = (r64 + ½)·2⁻⁶⁴; from 1 − v where v is large."""
+    v = (high.double() * 2.0**32 + (low.double() + 0.5)) * 2.0**-64
+    rest = ((2.0**32 - 1 - high.double()) * 2.0**32 + (2.0**32 - 1 - low.double() + 0.5)) * 2.0**-64
+    return torch.where(v < 0.25, -torch.log1p(-v), -rest.log())
+
+
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
     """Key derived from `key` and a 64-bit integer: the first two words of a block of its own domain."""
     zero = torch.zeros_like(data)
@@ -98,24 +105,33 @@ def scale(t: int | Tensor) -> float | Tensor:
     return 65536 / (65536 - t) if t < 65536 else 0.0
 
 
-def count_thresholds(t: int | Tensor, samples: int) -> list[int | Tensor]:
+def count_thresholds(t: int | Tensor, samples: int) -> list[int] | Tensor:
     """T_1 … T_M in 0 … 2**32: of M masks with threshold t, k keep an element where its 32-bit lane reaches k of them.
 
     T_k is the law's P(fewer than k keep) at 2**-32, in integers with 46 binary places, so that no backend can differ.
     Where nothing is dropped (t = 0) one mask counts, not all M: the scale is 1; M times the float32 1/M need not be.
     """
-    mass: list[int | Tensor] = [1 << 46]  # of 0, 1 … kept masks
+    if isinstance(t, Tensor):  # the same in a few tensor operations a sample
+        wide = torch.zeros(samples + 1, dtype=torch.int64, device=t.device)
+        wide[0] = 1 << 46
+        for _ in range(samples):
+            wide = (wide * t + wide.roll(1) * (65536 - t) + (1 << 15)) >> 16  # the last is 0 till the last round
+        thresholds = (wide[:-1].cumsum(0) + (1 << 13)) >> 14
+        thresholds[1:] += (t == 0) * 2**32
+        return thresholds
+    mass = [1 << 46]  # of 0, 1 … kept masks
     for _ in range(samples):
         mass = [(a * t + b * (65536 - t) + (1 << 15)) >> 16 for a, b in zip([*mass, 0], [0, *mass], strict=True)]
     uncounted = (t == 0) * 2**32
     return [((below + (1 << 13)) >> 14) + (k > 0) * uncounted for k, below in enumerate(accumulate(mass[:-1]))]
 
 
-def count_scale(thresholds: list[int | Tensor]) -> float | Tensor:
+def count_scale(thresholds: list[int] | Tensor) -> float | Tensor:
     """One over the mean of the counts that `thresholds` really yields, float64; 0 where all are 0."""
+    if isinstance(thresholds, Tensor):
+        total = (2**32 - thresholds).sum()
+        return torch.where(total > 0, 2**32 / total.clamp(min=1).double(), 0.0)
     mean = sum(2**32 - t for t in thresholds)
-    if isinstance(mean, Tensor):
-        return torch.where(mean > 0, 2**32 / mean.clamp(min=1).double(), 0.0)
     return 2**32 / mean if mean else 0.0
 
 
