@@ -53,6 +53,7 @@ NOT_YET = {
     "categorical_sample": CUDA | TRITON,
     "dense_sketch": TRITON,
     "sparse_sketch": CUDA | TRITON,
+    "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},
 }
 
 
