@@ -52,7 +52,7 @@ LACKS = {
 NOT_YET = {
     "categorical_sample": CUDA | TRITON,
     "dense_sketch": TRITON,
-    "sparse_sketch": CUDA | TRITON,
+    "sparse_sketch": TRITON,
     "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},
 }
 
