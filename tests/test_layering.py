@@ -54,8 +54,8 @@ LACKS = {
 NOT_YET = {
     "categorical_sample": CUDA | TRITON,
     "dense_sketch": TRITON,
-    "hadamard_transform": CUDA,
     "sparse_sketch": CUDA | TRITON,
+    "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},
 }
 
 

@@ -17,6 +17,7 @@ from .multi_sample_cross_entropy import multi_sample_cross_entropy
 from .multi_sample_linear import multi_sample_linear
 from .multi_sample_mse import multi_sample_mse
 from .multinomial import multinomial
+from .speculative_accept import speculative_accept
 
 __all__ = [
     "categorical_race",
@@ -41,4 +42,5 @@ __all__ = [
     "multi_sample_linear",
     "multi_sample_mse",
     "multinomial",
+    "speculative_accept",
 ]
