@@ -29,7 +29,7 @@ demo: $(BUILD)
 	$(PY) examples/demo.py
 
 test: $(BUILD)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 bench: $(BUILD)
 	$(PY) -m randfuse.bench run

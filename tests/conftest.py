@@ -61,7 +61,9 @@ def _same_numbers_every_run():
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """GPU tests are left out where there is no GPU, said once per test in the summary."""
+    """Slow tests first, so that workers side by side end together. GPU tests are left out where there is no GPU, said
+    once per test in the summary."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

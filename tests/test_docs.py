@@ -15,7 +15,7 @@ import torch
 README = Path(__file__).parent.parent / "README.md"
 MODULES = [
     importlib.import_module(m.name)
-    for package in (randfuse.ops, randfuse.nn, randfuse.sketch)
+    for package in (randfuse.masked_diffusion, randfuse.ops, randfuse.nn, randfuse.sketch)
     for m in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
     if "._" not in m.name
 ]

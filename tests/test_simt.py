@@ -36,5 +36,5 @@ def test_cpp_tests_pass() -> None:
     build = "build/cpp-tests"  # kept, so that the next run compiles only what changed
     run(cmake, "-S", ".", "-B", build, "-DRANDFUSE_CORE=ON")
     run(cmake, "--build", build, "--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count())))
-    output = run(ctest, "--test-dir", build, "--output-on-failure", "--timeout", "300")
+    output = run(ctest, "--test-dir", build, "--output-on-failure", "--timeout", "300", "--parallel", "2")
     assert "100% tests passed" in output, f"ctest ran nothing:\n{output}"

@@ -37,11 +37,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 BROKEN_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
 if not INTERPRETING:
+    FILES = sorted(f.name for f in Path(__file__).parent.glob("test_triton*.py") if f.name != "test_triton_aot.py")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(BROKEN_INTERPRETER, reason="Triton 3.6 interprets with NumPy below 2.4 only")
-    def test_in_the_interpreter():
-        files = sorted(Path(__file__).parent.glob("test_triton*.py"))
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *files]
+    @pytest.mark.parametrize("file", FILES)
+    def test_in_the_interpreter(file):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu"]
+        command += [str(Path(__file__).parent / file)]
         run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
         assert run.returncode == 0, f"tests in the interpreter failed:\n{run.stdout[-6000:]}{run.stderr[-2000:]}"
 

@@ -1,6 +1,6 @@
 """Compiles every CUDA source of csrc/sources.txt for each target and prints registers, shared memory, stack and spills.
 
-    python tools/resource_table.py [--nvcc PATH] [--arch 80 90a 100]
+    python tools/resource_table.py [kernels/cuda/dropout.cu …] [--nvcc PATH] [--arch 80 90a 100]
 
 Exit status 1 when a file does not compile or a kernel spills registers or has a stack frame (an array that the compiler
 indexes at run time lives in memory). Without nvcc: one sentence, status 0.
@@ -28,19 +28,19 @@ ENTRY = re.compile(
 )
 
 
-def sources() -> list[Path]:
+def sources() -> list[str]:
     lines = (line.split() for line in (ROOT / "csrc/sources.txt").read_text().splitlines())
-    return [ROOT / "csrc" / words[1] for words in lines if words and words[0] == "cuda"]
+    return [words[1] for words in lines if words and words[0] == "cuda"]
 
 
-def compile_verbose(nvcc: str, source: Path, archs: list[str]) -> str:
+def compile_verbose(nvcc: str, source: str, archs: list[str]) -> str:
     """The output of ptxas for all targets; one nvcc call per file."""
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS, *targets, "-c", str(source), "-o", f"{folder}/out.o"]
+        command = [nvcc, *FLAGS, *targets, "-c", str(ROOT / "csrc" / source), "-o", f"{folder}/out.o"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{source.name} does not compile:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{source} does not compile:\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
 
 
@@ -55,6 +55,7 @@ def readable(mangled: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*", default=sources(), help="as csrc/sources.txt names them; default: all")
     parser.add_argument("--nvcc", default=shutil.which("nvcc"), help="default: the one on PATH")
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), help=f"default: {' '.join(ARCHS)}")
     args = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> int:
         return 0
     print(f"{'kernel':<64} {'arch':>5} {'registers':>9} {'shared':>6} {'stack':>5} {'spill':>5}")
     offenders, kernels = [], 0
-    for source in sources():
+    for source in args.sources:
         for match in ENTRY.finditer(compile_verbose(args.nvcc, source, args.arch)):
             kernels += 1
             stack, spill = int(match["stack"]), int(match["stores"]) + int(match["loads"])

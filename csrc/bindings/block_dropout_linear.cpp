@@ -70,6 +70,40 @@ Choice choice_of(const char* op, const Tensor& x, const Tensor& kept, int64_t bl
   return choice;
 }
 
+// wgrad as products over rows and columns in a fixed order. The first into a block of columns
+// overwrites it, so a gradient of the size of W is neither cleared nor read first.
+struct Accumulation {
+  struct Product {
+    Run rows, cols;
+    bool add;
+  };
+  std::vector<Product> products;
+  Runs dropped;  // columns that no rows keep: zeros
+};
+
+Accumulation accumulation_of(const Choice& choice, int64_t block, int64_t cols) {
+  Accumulation sums;
+  std::vector<bool> written((cols + block - 1) / block, false);
+  for (size_t r = 0; r < choice.rows.size(); ++r) {
+    for (const Run& run : choice.columns[r]) {
+      for (int64_t c = run.begin; c < run.end;) {  // a product for blocks that are alike
+        const bool add = written[c / block];
+        int64_t end = c;
+        for (; end < run.end && written[end / block] == add; end += block) {
+        }
+        end = std::min(end, run.end);
+        sums.products.push_back({choice.rows[r], {c, end}, add});
+        c = end;
+      }
+      for (int64_t c = run.begin; c < run.end; c += block) written[c / block] = true;
+    }
+  }
+  for (int64_t c = 0; c < cols; c += block) {
+    if (!written[c / block]) append(sums.dropped, {c, std::min(c + block, cols)});
+  }
+  return sums;
+}
+
 Tensor piece(const Tensor& matrix, Run rows, Run cols) {
   return matrix.narrow(0, rows.begin, rows.size()).narrow(1, cols.begin, cols.size());
 }
@@ -166,15 +200,14 @@ Tensor wgrad_cpu(const Tensor& grad, const Tensor& x, const Tensor& kept, int64_
   const Choice choice = choice_of(op, x, kept, block, k);
   const NoAutocast no_autocast;
   const Tensor g = matrix_of(wide(grad)), rows = matrix_of(wide(x));
-  const Tensor dw = at::zeros({n, k}, g.options());
+  const Tensor dw = at::empty({n, k}, g.options());
+  const Accumulation sums = accumulation_of(choice, block, k);
   for_each_task(panels(n), [&](int64_t task) {
     const Run out = panel(task, n);
-    for (size_t r = 0; r < choice.rows.size(); ++r) {
-      for (const Run& run : choice.columns[r]) {
-        multiply(piece(dw, out, run), piece(g, choice.rows[r], out).t(),
-                 piece(rows, choice.rows[r], run), scale, true);
-      }
+    for (const auto& [own, run, add] : sums.products) {
+      multiply(piece(dw, out, run), piece(g, own, out).t(), piece(rows, own, run), scale, add);
     }
+    for (const Run& run : sums.dropped) piece(dw, out, run).zero_();
   });
   return dw.to(grad.scalar_type());
 }

@@ -9,10 +9,22 @@ from .keys import draw_key, effective_p, fold_in, key, split
 from .ops import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = ["draw_key", "effective_p", "fold_in", "key", "nn", "patch", "sketch", "split", "use_backend", *ops.__all__]
+__all__ = [
+    "draw_key",
+    "effective_p",
+    "fold_in",
+    "key",
+    "masked_diffusion",
+    "nn",
+    "patch",
+    "sketch",
+    "split",
+    "use_backend",
+    *ops.__all__,
+]
 
 if _extension.problem is None:
     _registry.install("randfuse")
 
-from . import nn, sketch
+from . import masked_diffusion, nn, sketch
 from .nn.patch import patch
