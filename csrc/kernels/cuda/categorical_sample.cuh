@@ -61,7 +61,7 @@ RF_DEVICE Cut<float> no_cut() { return {-INFINITY, kMaxVocab}; }
 
 // Before the cuts are known, or (kAgain) of what they leave.
 template <class T, bool kFacts, bool kAgain>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, 2)
     tile_stats_kernel(const CategoricalArgs<T> a, const Workspace<T> w) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int tiles = a.logits.tiles();
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 1)
     find_cuts_kernel(const CategoricalArgs<T> a, const Workspace<T> w) {
   RF_SHARED(double, memory, 0, kWarps* SharedTile::kSize);
   RF_SHARED(Bin, bins, kWarps * kWarpMemory, kBins);
@@ -222,7 +222,7 @@ class TileRace {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads)
     tile_race_kernel(const CategoricalArgs<T> a, const Workspace<T> w) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int tiles = a.logits.tiles();
@@ -296,7 +296,7 @@ RF_DEVICE void write_facts(const CategoricalArgs<T>& a, const RowDraws<T>& draws
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads)
     draw_kernel(const CategoricalArgs<T> a, const Workspace<T> w) {
   RF_SHARED(double, memory, 0, kWarps* SharedTile::kSize);
   RF_SHARED(double, sums, kWarps* kWarpMemory, kMaxTiles);

@@ -139,6 +139,18 @@ struct WarpTile {
     return e < head ? e : kTile - kRun + e;
   }
 
+  // The other way round: k, or -1 where another lane has the token.
+  RF_DEVICE int slot(int token) const {
+    int place = token;  // run * kRun + e
+    if (head != 0) {
+      place = token - head + kRun;
+      if (token < head) place = token;
+      if (place >= kTile) place -= kTile - head;
+    }
+    const int run = place / kRun;
+    return run % 32 == static_cast<int>(threadIdx.x % 32) ? run / 32 * kRun + place % kRun : -1;
+  }
+
  private:
   // Runs [begin, begin + kCount), all on their way before the first is used.
   template <int kCount>
@@ -174,9 +186,9 @@ struct WarpTile {
     uint32_t hits = __ballot_sync(kAll, inside);
     for (int lane = 0; hits != 0; ++lane, hits >>= 1) {
       if (!(hits & 1)) continue;
-      const int t = shuffle(static_cast<int>(at), lane);
+      const int found = slot(shuffle(static_cast<int>(at), lane));
 #pragma unroll
-      for (int k = 0; k < kPerLane; ++k) z[k] = token(k) == t ? -INFINITY : z[k];
+      for (int k = 0; k < kPerLane; ++k) z[k] = k == found ? -INFINITY : z[k];
     }
   }
 };
