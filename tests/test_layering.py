@@ -54,6 +54,7 @@ NOT_YET = {
     "dense_sketch": TRITON,
     "hadamard_transform": CUDA,
     "sparse_sketch": CUDA | TRITON,
+    "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},
 }
 
 

@@ -50,6 +50,7 @@ CPU_ONLY = frozenset(
         "sparse_sketch",
         "sparse_sketch_adjoint",
         "sparse_sketch_entries",
+        "speculative_accept",
     }
 )
 

@@ -15,6 +15,7 @@ from .mixout_linear import mixout, mixout_linear
 from .multi_sample_cross_entropy import multi_sample_cross_entropy
 from .multi_sample_linear import multi_sample_linear
 from .multi_sample_mse import multi_sample_mse
+from .speculative_accept import speculative_accept
 
 __all__ = [
     "categorical_race",
@@ -37,4 +38,5 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_mse",
+    "speculative_accept",
 ]
