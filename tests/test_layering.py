@@ -52,7 +52,6 @@ LACKS = {
 NOT_YET = {
     "categorical_sample": TRITON,
     "dense_sketch": TRITON,
-    "hadamard_transform": CUDA,
     "sparse_sketch": CUDA | TRITON,
     "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},
 }

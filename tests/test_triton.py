@@ -513,7 +513,7 @@ def test_opcheck(device, name):
 
 
 @on_device
-def test_an_op_without_a_gpu_kernel_says_so(device):
+def test_an_op_without_a_triton_kernel_says_so(device):
     x = torch.zeros(2, 4, device=device)
     with (
         randfuse.use_backend("triton"),

@@ -19,7 +19,7 @@
 #define RF_SHARED(T, name, offset, count) \
   T* const name = static_cast<T*>(::simt::shared_array(offset, (count) * sizeof(T), alignof(T)))
 
-using std::min;
+using std::max, std::min;
 #define RF_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(RF_SITE) { simt::block_barrier(file, line); }
