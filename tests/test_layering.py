@@ -50,7 +50,6 @@ LACKS = {
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "categorical_sample": TRITON,
     "dense_sketch": TRITON,
     "sparse_sketch": CUDA | TRITON,
     "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},

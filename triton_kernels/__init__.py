@@ -4,6 +4,7 @@ from randfuse import _registry
 
 from . import (
     block_dropout_linear,
+    categorical_sample,
     dropconnect_linear,
     dropout,
     dropout_linear,
@@ -19,6 +20,7 @@ from . import (
 
 __all__ = [
     "block_dropout_linear",
+    "categorical_sample",
     "dropconnect_linear",
     "dropout",
     "dropout_linear",

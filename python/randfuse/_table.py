@@ -35,7 +35,7 @@ NO_CUDA = frozenset(
 )
 
 # Ops that have no Triton kernel: CUDA's, and the reference where the extension has none.
-NO_TRITON = frozenset({"categorical_race", "categorical_sample", "categorical_sample_with_stats", "hadamard_transform"})
+NO_TRITON = frozenset({"hadamard_transform"})
 
 # Ops that have no GPU kernel: on a GPU the reference runs.
 CPU_ONLY = frozenset(
