@@ -23,6 +23,8 @@ import scipy.linalg
 import torch
 from randfuse import sketch
 from randfuse.bench import env, timing
+from randfuse.integrations import sklearn as integrations
+from sklearn import random_projection
 from torch import Tensor
 
 KEY = randfuse.key(1)
@@ -81,6 +83,31 @@ def dense(make: type[sketch.Operator]) -> Comparison:
     return Comparison(f"{make.__name__} {d}×{m}×{n}", variants, ("stored matmul",))
 
 
+def projection() -> Comparison:
+    """1000 samples of 10000 features to 1000, at scikit-learn's default density (1 % of the components)."""
+    x = torch.randn(1000, 10000)
+    models = {
+        "randfuse": integrations.SparseRandomProjection(1000, random_state=0),
+        "scikit-learn": random_projection.SparseRandomProjection(1000, random_state=0),
+        "scikit-learn dense": random_projection.GaussianRandomProjection(1000, random_state=0),
+    }
+    fitted = {name: model.fit(x.numpy()) for name, model in models.items()}
+    variants = {
+        name: lambda model=model: torch.from_numpy(model.transform(x.numpy())) for name, model in fitted.items()
+    }
+    variants["stored components"] = lambda: torch.from_numpy(x.numpy() @ components)
+    components = fitted["randfuse"].components_.toarray().T
+    return Comparison("SparseRandomProjection.transform 1000×10000 -> 1000", variants, ("stored components",))
+
+
+def one_vector() -> Comparison:
+    """A gradient of 2^24 parameters, as in data attribution."""
+    a, operator = torch.randn(2**24), sketch.SJLT(4096, 2**24, key=KEY)
+    return Comparison(
+        "SJLT(nnz=4) one vector of 2^24 -> 4096", {"randfuse": lambda: operator @ a, "read": lambda: a.sum()}, ()
+    )
+
+
 def measure(comparison: Comparison, rounds: int) -> dict[str, float]:
     """Median milliseconds by variant, after the check."""
     own = comparison.variants["randfuse"]()
@@ -111,6 +138,8 @@ def main() -> None:
         hadamard,
         lambda: dense(sketch.Gaussian),
         lambda: dense(sketch.Rademacher),
+        projection,
+        one_vector,
     )
     warnings.filterwarnings("ignore", message="Sparse")  # torch's own notes on its sparse tensors
     results = {}

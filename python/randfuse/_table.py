@@ -35,7 +35,7 @@ NO_CUDA = frozenset(
 )
 
 # Ops that have no Triton kernel: CUDA's, and the reference where the extension has none.
-NO_TRITON = frozenset({"hadamard_transform"})
+NO_TRITON = frozenset({"hadamard_transform", "sparse_sketch", "sparse_sketch_adjoint", "sparse_sketch_entries"})
 
 # Ops that have no GPU kernel: on a GPU the reference runs.
 CPU_ONLY = frozenset(
@@ -46,9 +46,6 @@ CPU_ONLY = frozenset(
         "dense_sketch_entries",
         "distinct_rows",
         "multi_sample_cross_entropy_with_grads",  # by design: `ops/` calls it for CPU tensors
-        "sparse_sketch",
-        "sparse_sketch_adjoint",
-        "sparse_sketch_entries",
         "speculative_accept",
     }
 )
