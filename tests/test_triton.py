@@ -476,10 +476,21 @@ def samples(device):
         "act_dropout_grad": (g, r, "gelu", *stream),
         **head_samples(x, w, b, stream),
         **block_samples(x, w, b, g, key),
+        **sampler_samples(x.detach()),
         "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
         "lora_linear_down": (x, w[:2], *sampled),
         "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),
         "lora_linear_wgrad": (g[:, :2], x, *sampled),
+    }
+
+
+def sampler_samples(x):
+    key, one = torch.tensor([3, 4], device=x.device), torch.ones((), dtype=torch.float64)
+    sampling = (x, key, one, None, one * 0.9, None, None, None, x / 2, 1.5, torch.tensor([5, 0], device=x.device), 3)
+    return {
+        "categorical_race": (*sampling[:3], *sampling[6:], 2, 8),
+        "categorical_sample": (*sampling, "cdf", 2),
+        "categorical_sample_with_stats": (*sampling, "race", 2),
     }
 
 

@@ -4,6 +4,7 @@ from randfuse import _registry
 
 from . import (
     block_dropout_linear,
+    categorical_sample,
     dense_sketch,
     dropconnect_linear,
     dropout,
@@ -20,6 +21,7 @@ from . import (
 
 __all__ = [
     "block_dropout_linear",
+    "categorical_sample",
     "dense_sketch",
     "dropconnect_linear",
     "dropout",
