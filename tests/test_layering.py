@@ -53,8 +53,6 @@ LACKS = {
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "categorical_sample": TRITON,
-    "dense_sketch": TRITON,
     "sparse_sketch": TRITON,
     "speculative_accept": CUDA | TRITON,
 }
