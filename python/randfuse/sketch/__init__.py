@@ -11,17 +11,21 @@ from .least_squares import lstsq, optimal_sketch_size, ridgeless_risk
 from .leverage import leverage_scores, lewis_weights, lp_sensitivities
 from .low_rank import svd_lowrank
 from .operator import Operator, sketch_many
+from .pruning import PruningMask, prune_at_init_mask
 from .ridge import RidgeEnsemble
 from .sampling import RowSample, approx_matmul, inclusion_probabilities, sample_rows
 from .sparse import SJLT, CountSketch
 from .tensor_sketch import TensorSketch
 from .trigonometric import SRDCT, SRHT
+from .vcas import GradientSampler, VarianceController
 
 __all__ = [
     "CountSketch",
     "Gaussian",
+    "GradientSampler",
     "KroneckerProjection",
     "Operator",
+    "PruningMask",
     "Rademacher",
     "RidgeEnsemble",
     "RowSample",
@@ -29,6 +33,7 @@ __all__ = [
     "SRDCT",
     "SRHT",
     "TensorSketch",
+    "VarianceController",
     "approx_matmul",
     "inclusion_probabilities",
     "leverage_scores",
@@ -36,6 +41,7 @@ __all__ = [
     "lp_sensitivities",
     "lstsq",
     "optimal_sketch_size",
+    "prune_at_init_mask",
     "ridgeless_risk",
     "sample_rows",
     "sketch_many",

@@ -112,9 +112,7 @@ def sample_rows(
             raise ValueError(f"{op}: order must be left out when method is 'independent', got {order!r}")
         indices = _independent(units, key).nonzero().squeeze(1)
     else:
-        place = _order(op, order, key, len(units))
-        drawn = torch.zeros_like(units, dtype=torch.bool).index_copy(0, place, DRAWS[method](units[place], key))
-        indices = torch.nonzero_static(drawn, size=k).squeeze(1)
+        indices = _in_order(units, _order(op, order, key, len(units)), key, method, k)
     return RowSample(indices, units[indices].double() / ONE, len(units), key.reshape(()))
 
 
@@ -160,13 +158,19 @@ def _units(op: str, weights: Tensor, k: int) -> Tensor:
     if positive == 0:
         raise ValueError(f"{op}: weights must have a positive element, got zeros alone")
     _checks.whole(op, "k", k, 1, min(positive, 2**30))
+    return _fill_units(w, k)
+
+
+def _fill_units(w: Tensor, k: int) -> Tensor:
+    """`water_fill` in units; no value is read by the host."""
     units = (water_fill(w, k) * ONE).round().long().clamp(max=ONE)
     units = torch.where(w > 0, units.clamp(min=1), 0)
     # Rounding leaves the sum off by at most one unit a row, which those with most room take.
-    excess = int(units.sum()) - k * ONE
-    room, place = torch.where(w > 0, units - 1 if excess > 0 else ONE - units, 0).sort(descending=True, stable=True)
-    taken = (abs(excess) - (room.cumsum(0) - room)).clamp(min=0).minimum(room)
-    return units.index_add(0, place, -taken if excess > 0 else taken)
+    excess = units.sum() - k * ONE
+    room = torch.where(w > 0, torch.where(excess > 0, units - 1, ONE - units), 0)
+    room, place = room.sort(descending=True, stable=True)
+    taken = (excess.abs() - (room.cumsum(0) - room)).clamp(min=0).minimum(room)
+    return units.index_add(0, place, torch.where(excess > 0, -taken, taken))
 
 
 def water_fill(w: Tensor, k: int) -> Tensor:
@@ -178,6 +182,25 @@ def water_fill(w: Tensor, k: int) -> Tensor:
     first = (c * falling <= 1).to(torch.uint8).argmax()
     p = torch.where(full < first, 1.0, c[first] * falling).clamp(0, 1)
     return torch.zeros_like(p).index_copy(0, place, p)
+
+
+def draw_positive(weights: Tensor, k: int, method: str, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows drawn along a random order, and the probabilities (m,) of all, for the inside of a backward pass: nothing is
+    checked or read by the host, and every row has a chance, if a small one, so that k rows there are."""
+    w = weights.nan_to_num(nan=0.0, posinf=0.0)
+    w = w + torch.where(w.max() > 0, 1e-9 * w.max(), 1.0)
+    units, key = _fill_units(w, k), key.reshape(1)
+    if method == "independent":
+        rows = _independent(units, key).nonzero().squeeze(1)
+    else:
+        rows = _in_order(units, _order("", "random", key, len(units)), key, method, k)
+    return rows, units.double() / ONE
+
+
+def _in_order(units: Tensor, place: Tensor, key: Tensor, method: str, k: int) -> Tensor:
+    """The k rows that a method of fixed size draws along the order `place`, ascending."""
+    drawn = torch.zeros_like(units, dtype=torch.bool).index_copy(0, place, DRAWS[method](units[place], key))
+    return torch.nonzero_static(drawn, size=k).squeeze(1)
 
 
 def _words(key: Tensor, role: int, row: Tensor) -> Tensor:
