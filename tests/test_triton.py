@@ -458,7 +458,11 @@ def samples(device):
     key, *rate = stream[:3]
     sampled = (*stream[:3], 2, *stream[3:])
     x.requires_grad_()
+    operators = (key.new_tensor([1, 2]), "rademacher")
     return {
+        "dense_sketch": (torch.randn(9, 3, device=device, requires_grad=True), *operators, 8, 1, 7, 5),
+        "dense_sketch_adjoint": (torch.randn(2, 6, 3, device=device, requires_grad=True), *operators, 8, 1, 7, 5, 9),
+        "dense_sketch_entries": (*operators, 1, 7, 5, 9),
         "dropout_mask": (key, [6, 10], *rate, 1, 0, 1, 3),
         "dropout": (x, key, *rate, 1, 0, 1, 3),
         "dropout_linear": (x, w, b, *stream),

@@ -169,6 +169,20 @@ def launch_samplers(dtype, vocab=50304, plain=True):
         kernels.categorical_race(x, key, heat, *rest, 2, 8)
 
 
+def launch_sketches(dtype, M=4096, N=256, col_offset=0, keys=2):
+    """The same for sketches, of data along rows and down columns."""
+    from randfuse.triton_kernels import dense_sketch
+
+    a, y = torch.empty(M, N, dtype=dtype), torch.empty(keys, 500, N, dtype=dtype)
+    key = torch.zeros(keys, dtype=torch.int64)
+    for family in ("rademacher", "gaussian"):
+        place = (key, family, 512, 12, 512, col_offset)
+        dense_sketch.dense_sketch(a, *place)
+        dense_sketch.dense_sketch(a.T.contiguous().T, *place)
+        dense_sketch.dense_sketch_adjoint(y, *place, M)
+        dense_sketch.dense_sketch_entries(*place[:2], *place[3:], M)
+
+
 def show(title, rows):
     print(f"\n{title}: kernel, tile, warps, registers, stack bytes, wgmma")
     for row in sorted(set(rows)):
@@ -190,6 +204,7 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
     monkeypatch.setattr(tuning, "SINGLE_CONFIGS", smallest[1])
     launch_heads(DTYPES[name], sizes[0], sizes[2])
     launch_samplers(DTYPES[name])
+    launch_sketches(DTYPES[name])
     show(f"sm_90, {name}, M, N, K = {sizes}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
     for kernel, tile, warps, registers, stack, wgmma in compiled:
@@ -210,6 +225,7 @@ def test_variants_compile(variant, compiled, monkeypatch):
     launch_all(torch.bfloat16, **variant)
     launch_heads(torch.bfloat16, **{name: value for name, value in variant.items() if name not in ("N", "sample")})
     launch_samplers(torch.bfloat16, vocab=variant.get("K", 50304), plain="K" not in variant)
+    launch_sketches(torch.bfloat16, col_offset=variant.get("col_offset", 0))
     show(f"sm_90, bf16, {variant}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
 

@@ -5,6 +5,7 @@ from randfuse import _registry
 from . import (
     block_dropout_linear,
     categorical_sample,
+    dense_sketch,
     dropconnect_linear,
     dropout,
     dropout_linear,
@@ -21,6 +22,7 @@ from . import (
 __all__ = [
     "block_dropout_linear",
     "categorical_sample",
+    "dense_sketch",
     "dropconnect_linear",
     "dropout",
     "dropout_linear",

@@ -23,6 +23,9 @@ NO_CUDA = frozenset(
         "block_dropout_linear",
         "block_dropout_linear_dgrad",
         "block_dropout_linear_wgrad",
+        "dense_sketch",
+        "dense_sketch_adjoint",
+        "dense_sketch_entries",
         "dropconnect_linear",
         "kept_blocks",
         "lora_linear",
@@ -41,9 +44,6 @@ NO_TRITON = frozenset({"hadamard_transform", "sparse_sketch", "sparse_sketch_adj
 CPU_ONLY = frozenset(
     {
         "csr_sketch",
-        "dense_sketch",
-        "dense_sketch_adjoint",
-        "dense_sketch_entries",
         "distinct_rows",
         "multi_sample_cross_entropy_with_grads",  # by design: `ops/` calls it for CPU tensors
         "speculative_accept",
