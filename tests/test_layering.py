@@ -49,13 +49,12 @@ LACKS = {
     "multi_sample_mse": COMPOSED,
     "multinomial": COMPOSED | {"benchmarks/cases/{op}.py"},  # categorical_sample's kernels and case
     "sparse_sketch": SKETCH,
+    "speculative_accept_tree": COMPOSED | {"benchmarks/cases/{op}.py"},  # of categorical_sample_with_stats
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "categorical_sample": TRITON,
-    "dense_sketch": TRITON,
-    "sparse_sketch": CUDA | TRITON,
-    "speculative_accept": CUDA | TRITON | {"benchmarks/cases/{op}.py"},
+    "sparse_sketch": TRITON,
+    "speculative_accept": CUDA | TRITON,
 }
 
 

@@ -4,6 +4,8 @@ from randfuse import _registry
 
 from . import (
     block_dropout_linear,
+    categorical_sample,
+    dense_sketch,
     dropconnect_linear,
     dropout,
     dropout_linear,
@@ -19,6 +21,8 @@ from . import (
 
 __all__ = [
     "block_dropout_linear",
+    "categorical_sample",
+    "dense_sketch",
     "dropconnect_linear",
     "dropout",
     "dropout_linear",

@@ -23,6 +23,9 @@ NO_CUDA = frozenset(
         "block_dropout_linear",
         "block_dropout_linear_dgrad",
         "block_dropout_linear_wgrad",
+        "dense_sketch",
+        "dense_sketch_adjoint",
+        "dense_sketch_entries",
         "dropconnect_linear",
         "kept_blocks",
         "lora_linear",
@@ -35,20 +38,14 @@ NO_CUDA = frozenset(
 )
 
 # Ops that have no Triton kernel: CUDA's, and the reference where the extension has none.
-NO_TRITON = frozenset({"categorical_race", "categorical_sample", "categorical_sample_with_stats", "hadamard_transform"})
+NO_TRITON = frozenset({"hadamard_transform", "sparse_sketch", "sparse_sketch_adjoint", "sparse_sketch_entries"})
 
 # Ops that have no GPU kernel: on a GPU the reference runs.
 CPU_ONLY = frozenset(
     {
         "csr_sketch",
-        "dense_sketch",
-        "dense_sketch_adjoint",
-        "dense_sketch_entries",
         "distinct_rows",
         "multi_sample_cross_entropy_with_grads",  # by design: `ops/` calls it for CPU tensors
-        "sparse_sketch",
-        "sparse_sketch_adjoint",
-        "sparse_sketch_entries",
         "speculative_accept",
     }
 )

@@ -6,8 +6,7 @@ namespace randfuse::RF_ISA {
 constexpr int64_t kBatch = cpu::kSketchBatch;
 
 // Words of nonzero t of operator k for the kBatch columns around `column`.
-inline void draw(const cpu::SparseOperator& op, int64_t k, int64_t t, int64_t column,
-                 uint32_t* words) {
+inline void draw(const SparseOperator& op, int64_t k, int64_t t, int64_t column, uint32_t* words) {
   const uint64_t number = static_cast<uint64_t>(column / kBatch) * (kBatch / 4);
   const Row row =
       row_of(static_cast<uint64_t>(op.keys[k]), static_cast<uint32_t>(number >> 32),
@@ -20,8 +19,7 @@ inline void draw(const cpu::SparseOperator& op, int64_t k, int64_t t, int64_t co
 // body(e, c, row, sign): nonzero e = k * nnz + t of column c of a run of at most kBatch columns
 // that does not cross a multiple of kBatch; row is in the whole operator.
 template <class Body>
-inline void for_each_nonzero(const cpu::SparseOperator& op, int64_t begin, int64_t count,
-                             Body&& body) {
+inline void for_each_nonzero(const SparseOperator& op, int64_t begin, int64_t count, Body&& body) {
   const int64_t column = op.col_offset + begin, skip = column % kBatch;
   for (int64_t e = 0; e < op.count * op.nnz; ++e) {
     alignas(64) uint32_t words[kBatch];
@@ -38,7 +36,7 @@ inline void for_each_nonzero(const cpu::SparseOperator& op, int64_t begin, int64
 
 // body(begin, count): the columns [begin, begin + count) of the operator's block, run by run.
 template <class Body>
-inline void for_each_run(const cpu::SparseOperator& op, int64_t begin, int64_t end, Body&& body) {
+inline void for_each_run(const SparseOperator& op, int64_t begin, int64_t end, Body&& body) {
   while (begin < end) {
     const int64_t left = kBatch - (op.col_offset + begin) % kBatch;
     const int64_t count = left < end - begin ? left : end - begin;
@@ -53,7 +51,7 @@ struct Run {
   cpu::Nonzero* entries;  // nonzero e of column c at e * kBatch + c; row < 0: outside of the block
   int64_t most;
 
-  Run(const cpu::SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
+  Run(const SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
       : entries(buffer), most(op.count * op.nnz) {
     for_each_nonzero(op, begin, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
       const int64_t outside = row >= op.row_begin && row < op.row_end ? 0 : -1;

@@ -146,6 +146,7 @@ class TileRace {
     if (static_cast<int>(threadIdx.x % 32) == owner) try_token(slot(leader), draw, first, &best);
     best.score = shuffle(best.score, owner);
     best.token = shuffle(best.token, owner);
+    if (row_.greedy) return best;  // the first of the greatest
     const float reach = static_cast<float>(best.score - 0x1p-20 * (fabs(best.score) + 220.0));
     uint32_t left = 0;
 #pragma unroll
@@ -222,7 +223,7 @@ class TileRace {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     tile_race_kernel(const CategoricalArgs<T> a, const Workspace<T> w) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int tiles = a.logits.tiles();
@@ -296,7 +297,7 @@ RF_DEVICE void write_facts(const CategoricalArgs<T>& a, const RowDraws<T>& draws
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     draw_kernel(const CategoricalArgs<T> a, const Workspace<T> w) {
   RF_SHARED(double, memory, 0, kWarps* SharedTile::kSize);
   RF_SHARED(double, sums, kWarps* kWarpMemory, kMaxTiles);

@@ -163,6 +163,7 @@ RF_DEVICE float load1(const T* p) {
   unpack2<T>(p->bits, low, high);
   return low;
 }
+RF_DEVICE float load1(const float* p) { return *p; }
 template <class T>
 RF_DEVICE void store1(T* p, float v) {
   p->bits = static_cast<uint16_t>(pack2<T>(v, 0.0f));

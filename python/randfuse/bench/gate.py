@@ -84,7 +84,10 @@ def check_tokens(case: SamplerCase, forward: Forward, inputs: Inputs, *, expecte
         out = forward(inputs).reshape(logits.shape[:-1])
         if expected is not None:
             assert_bitwise_equal(out, expected, name="tokens")
-        assert (logits.gather(-1, out.unsqueeze(-1)) > -torch.inf).all(), "a token of no probability was drawn"
+        emitted = out >= 0  # places after the last token hold -1
+        of_tokens = logits.gather(-1, out.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        assert emitted.reshape(len(out), -1)[:, 0].all(), "a row must have a token"
+        assert (of_tokens[emitted] > -torch.inf).all(), "a token of no probability was drawn"
     except AssertionError as error:
         raise GateError(str(error)) from error
 

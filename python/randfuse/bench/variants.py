@@ -19,6 +19,7 @@ PLAIN = (
     "race32",
     "multinomial",
     "race",
+    "block",
     "sampled",
     "softmax",
     "compile",

@@ -18,6 +18,7 @@ from .multi_sample_linear import multi_sample_linear
 from .multi_sample_mse import multi_sample_mse
 from .multinomial import multinomial
 from .speculative_accept import speculative_accept
+from .speculative_accept_tree import speculative_accept_tree
 
 __all__ = [
     "categorical_race",
@@ -43,4 +44,5 @@ __all__ = [
     "multi_sample_mse",
     "multinomial",
     "speculative_accept",
+    "speculative_accept_tree",
 ]

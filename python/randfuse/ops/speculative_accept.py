@@ -83,7 +83,9 @@ def speculative_accept(
         draft_to_target: int64 (V_draft,), the token each draft logit belongs to; draft_logits is (B, K, V_draft) then.
             Several of one token add up, tokens of none have q = 0.
         positions: int64 (B,), place in the text of the step's first draft. Lets one key serve all steps; without it,
-            every step needs a fresh key.
+            every step needs a fresh key. Draw draft j of the step under ``fold_in(fold_in(key, position), j)``: mode
+            "block" has looked at drafts beyond its stop, so no later step may draw from their words. For coupled
+            drafts of mode "match", and only there, it is ``fold_in(key, position + j)``.
         key: int64 () or (G,); G must divide B. A request's tokens depend on its key (and, where keys are shared, on its
             index among those that share it) and on its own rows, not on K, padding or other requests. None draws one.
 
