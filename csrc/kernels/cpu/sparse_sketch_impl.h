@@ -110,7 +110,7 @@ inline void scatter(const Run& run, int64_t c, const S* x, S* sums, int64_t stri
 // The same for all columns of a run where each has one element, which shares its nonzeros with no
 // other: rows and terms are made by registers. A sum gets its terms in the same order.
 template <class S>
-inline void scatter_one(const cpu::SparseOperator& op, int64_t begin, int64_t count, const S* x,
+inline void scatter_one(const SparseOperator& op, int64_t begin, int64_t count, const S* x,
                         int64_t x_stride, S* sums, int64_t stride) {
   const int64_t column = op.col_offset + begin, skip = column % kBatch;
   for (int64_t e = 0; e < op.count * op.nnz; ++e) {
