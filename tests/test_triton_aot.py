@@ -160,13 +160,12 @@ def launch_samplers(dtype, vocab=50304, plain=True):
     if plain:
         for method in ("cdf", "race"):
             kernels.categorical_sample(x, key, one, *[None] * 6, 0.0, None, None, method, 0)
-        kernels.categorical_sample(x, key, one, one.long(), one, one, *[None] * 3, 0.0, None, None, "cdf", 0)
+        kernels.categorical_sample(x, key, one, None, one, *[None] * 4, 0.0, None, None, "cdf", 0)
     else:
         heat, ids = torch.ones(64), torch.zeros(5, dtype=torch.int64)
         bits = torch.zeros(64, -(-vocab // 32), dtype=torch.int32)
         rest = (ids, bits, x, 1.5, ids, 3)
-        for method in ("cdf", "race"):
-            kernels.categorical_sample_with_stats(x, key, heat, heat.long(), heat, heat, *rest, method, 2)
+        kernels.categorical_sample_with_stats(x, key, heat, heat.long(), heat, heat, *rest, "cdf", 2)
         kernels.categorical_race(x, key, heat, *rest, 2, 8)
 
 

@@ -14,7 +14,6 @@ from test_triton import (
 )
 
 METHODS = ["cdf", "race"]
-VOCAB = 1300  # two tiles, the second ragged
 
 
 def assert_same(x, temperature, method, **kwargs):
@@ -31,10 +30,9 @@ def assert_same(x, temperature, method, **kwargs):
 
 
 @on_device
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("method", "dtype"), [*(("cdf", dtype) for dtype in DTYPES), ("race", torch.bfloat16)])
 def test_rows_of_every_kind(device, dtype, method):
-    x = peculiar(10, VOCAB).to(device, dtype)
+    x = peculiar(10, 1300).to(device, dtype)  # two tiles, the second ragged
     assert_same(x, 0.7, method, num_samples=2, key=randfuse.key(1, device))
 
 
@@ -44,7 +42,7 @@ def test_rows_of_every_kind(device, dtype, method):
     ("race", {"top_k": 300, "top_p": 0.95, "min_p": 0.01}),
 ], ids=str)  # fmt: skip
 def test_filters(device, method, filters):
-    x = peculiar(10, 1100)[[0, 1, 3, 4, 7, 8, 9]].to(device)
+    x = peculiar(10, 1100)[[1, 3, 4, 7, 8]].to(device)
     assert_same(x, 0.8, method, key=randfuse.key(4, device), **filters)
 
 

@@ -186,15 +186,15 @@ int main() {
   constexpr double kOwn = NAN;
   constexpr int64_t kAll = int64_t{1} << 62;
   run<bfloat16_t>("bfloat16", {"aligned", 10, 2048, 0, 2, false, true, 0.8});
-  run<half_t>("half", {"misaligned", 10, 1501, 0, 2, true, false, kOwn});
+  run<half_t>("half", {"misaligned", 10, 1501, 0, 1, true, false, kOwn});
   run<float>("float", {"misaligned", 10, 1030, 1, 1, false, false, kOwn});
-  run<bfloat16_t>("bfloat16", {"one token", 4, 1, 0, 3, true, true, 1.0});
-  run<bfloat16_t>("bfloat16", {"top_k", 10, 1500, 4, 1, true, false, 1.0, 50});
+  run<bfloat16_t>("bfloat16", {"one token", 4, 1, 0, 2, true, true, 1.0});
+  run<bfloat16_t>("bfloat16", {"top_k", 9, 1100, 4, 1, true, false, 1.0, 50});
   run<float>("float", {"top_p", 10, 1100, 0, 1, false, true, 0.7, kAll, 0.9});
-  run<half_t>("half", {"min_p", 10, 1100, 0, 2, true, false, 1.0, kAll, 1.0, 0.05});
+  run<half_t>("half", {"min_p", 5, 1100, 0, 2, true, false, 1.0, kAll, 1.0, 0.05});
   run<float>("float", {"top_p 0, min_p 1", 9, 300, 0, 2, false, false, 1.0, kAll, 0.0, 1.0});
   for (const bool race : {false, true})
-    run<bfloat16_t>("bfloat16", {"mixed", 8, 1222, 2, 1, race, true, kOwn, 0, 0.9, 0.01, true});
+    run<bfloat16_t>("bfloat16", {"mixed", 6, 1222, 2, 1, race, true, kOwn, 0, 0.9, 0.01, true});
   run<float>("float", {"shard", 10, 1300, 0, 2, true, false, kOwn, kAll, 1.0, 0.0, false,
                        (int64_t{1} << 34) - 2048});
   run_edges();

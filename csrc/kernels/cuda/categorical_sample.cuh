@@ -1,8 +1,8 @@
 // cdf     2 launches. tile_stats: a warp a tile of 1024 tokens, so few rows still fill the device;
 //         bytes: the logits once and 32 bytes a tile. draw: a warp a row and draw reads the row's
-//         statistics (1.6 % of bf16 logits) and one tile again (from L2), 2 us of latency and 25
-//         float64 operations a token of that tile. No atomics and nothing to re-arm: the order of
-//         blocks is no input.
+//         statistics (1.6 % of bf16 logits) and one tile again (from L2): an estimated 2 us of
+//         latency, and 25 float64 operations a token of that tile. No atomics and nothing to
+//         re-arm: the order of blocks is no input.
 // race    2 launches. tile_race: a warp a tile; a quarter of a Philox block and 10 instructions a
 //         token (34 where bytes allow 12: bound by arithmetic). draw takes the best of the tiles.
 // filters 2 launches more: find_cuts, a block a row, and the statistics of the tiles that are left.
