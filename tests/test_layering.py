@@ -53,7 +53,6 @@ LACKS = {
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "sparse_sketch": TRITON,
     "speculative_accept": CUDA | TRITON,
 }
 

@@ -171,10 +171,15 @@ def launch_samplers(dtype, vocab=50304, plain=True):
 
 def launch_sketches(dtype, M=4096, N=256, col_offset=0, keys=2):
     """The same for sketches, of data along rows and down columns."""
-    from randfuse.triton_kernels import dense_sketch
+    from randfuse.triton_kernels import dense_sketch, sparse_sketch
 
     a, y = torch.empty(M, N, dtype=dtype), torch.empty(keys, 500, N, dtype=dtype)
     key = torch.zeros(keys, dtype=torch.int64)
+    place = (512, 4, 12, 512, col_offset)
+    sparse_sketch.sparse_sketch(a, key, *place)
+    sparse_sketch.sparse_sketch(a.T.contiguous().T, key, *place)
+    sparse_sketch.sparse_sketch_adjoint(y, key, *place, M)
+    sparse_sketch.sparse_sketch_entries(key, *place[:2], col_offset, M)
     for family in ("rademacher", "gaussian"):
         place = (key, family, 512, 12, 512, col_offset)
         dense_sketch.dense_sketch(a, *place)

@@ -47,7 +47,7 @@ def test_entries_equal_reference(device, place):
 def test_products_equal_reference(device, shape, dtype, family):
     torch.manual_seed(0)
     m, n, d = shape
-    keys, place = KEYS.to(device), (family, d, d // 5, d, 77)
+    keys, place = KEYS.to(device), (family, d, d // 5, d, 2**34 + 77)
     a, g = torch.randn(m, n, device=device).to(dtype), torch.randn(2, d - d // 5, n, device=device).to(dtype)
     for name, x, last in (("dense_sketch", a, ()), ("dense_sketch_adjoint", g, (m,))):
         exact, same = (getattr(reference, name)(t, keys, *place, *last) for t in (x.double(), x))
@@ -84,6 +84,44 @@ def test_derivatives_are_the_adjoint_s(device):
             y = dense_sketch(x, keys, "rademacher", 6, (1, 6))
             grads += torch.autograd.grad((y * torch.arange(3.0, device=device)).sum(), x)
     torch.testing.assert_close(*grads)
+
+
+OPERATORS = [  # d, nnz, row_begin, row_end, col_offset
+    (37, 1, 0, 37, 0),
+    (100, 4, 0, 100, 77),
+    (61, 3, 5, 50, 2**34 - 130),
+    (20, 7, 3, 17, 2**61 + 3),
+    (1, 1, 0, 1, 5),
+]
+
+
+@on_device
+@pytest.mark.parametrize("place", OPERATORS)
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (300, 20)])
+def test_sparse_equals_reference(device, shape, place):
+    torch.manual_seed(0)
+    (m, n), (d, nnz, begin, end, offset), keys = shape, place, KEYS.to(device)
+    ours, expected = (
+        f(keys, d, nnz, offset, m) for f in (op("sparse_sketch_entries"), reference.sparse_sketch_entries)
+    )
+    assert_bitwise_equal(ours[0], expected[0], name="rows")
+    assert_bitwise_equal(ours[1], expected[1], name="signs")
+    a, g = torch.randn(m, n, device=device), torch.randn(2, end - begin, n, device=device)
+    for name, x, last in (("sparse_sketch", a, ()), ("sparse_sketch_adjoint", g, (m,))):
+        exact, same = (getattr(reference, name)(t, keys, *place, *last) for t in (x.double(), x))
+        assert_close_to_float64(op(name)(x, keys, *place, *last), exact, same, name=name, tiny=2e-7)
+
+
+@on_device
+def test_sparse_dtypes_parts_and_strides(device):
+    torch.manual_seed(0)
+    place, keys = (50, 4, 0, 50, 7), KEYS[:1].to(device)
+    for x in (torch.randn(140, 6).half(), torch.randn(140, 6).bfloat16(), torch.randn(2100, 2)):
+        x = x.to(device)
+        y = op("sparse_sketch")(x, keys, *place)
+        exact, same = (reference.sparse_sketch(t, keys, *place) for t in (x.double(), x))
+        assert_close_to_float64(y, exact, same, name=str(x.dtype), tiny=2e-7)
+        assert_bitwise_equal(op("sparse_sketch")(x.T.contiguous().T, keys, *place), y, name="down the columns")
 
 
 @on_device

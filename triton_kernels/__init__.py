@@ -17,6 +17,7 @@ from . import (
     multi_sample_cross_entropy,
     multi_sample_linear,
     multi_sample_scale,
+    sparse_sketch,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_scale",
+    "sparse_sketch",
 ]
 
 _registry.install(launch.NAMESPACE)

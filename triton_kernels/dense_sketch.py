@@ -163,6 +163,7 @@ def dense_sketch_kernel(
         row_stride = 1
     else:
         col_stride = 1
+    first = first.to(tl.int64)
     pid = tl.program_id(0).to(tl.int64)
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(n, BLOCK_N)
     row = pid % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)  # neighbours read the same A
@@ -257,9 +258,7 @@ def dense_sketch(a, key, family, d, row_begin, row_end, col_offset):
     a = a if down or a.stride(1) == 1 else a.contiguous()
     tile = _tile(place["GAUSSIAN"], a.dtype)
     tiles = count * triton.cdiv(rows, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"])
-    part = max(triton.cdiv(m, triton.cdiv(PARTS, tiles)), 2048)
-    part = triton.cdiv(part, place["STEP"]) * place["STEP"]
-    parts = triton.cdiv(max(m + place["shift"], 1), part)
+    part, parts = parts_of(m, place["shift"], tiles, step)
     sums = y if parts == 1 else y.new_empty((parts, *y.shape))
     dense_sketch_kernel[(parts * tiles,)](
         a, key.contiguous(), sums, *a.stride(), m, n, count, rows, part, scale=d**-0.5, DOWN=down, **place, **tile
@@ -275,10 +274,7 @@ def dense_sketch_adjoint(y, key, family, d, row_begin, row_end, col_offset, cols
     launch.floating("dense_sketch_adjoint", y=y)
     place = _place("dense_sketch_adjoint", key, y.device, family, d, row_begin, row_end, col_offset, cols)
     count, rows = key.shape[0], row_end - row_begin
-    if y.dim() != 3 or tuple(y.shape[:2]) != (count, rows):
-        raise ValueError(
-            f"dense_sketch_adjoint: y must have shape (K, rows, n) = ({count}, {rows}, n), got {tuple(y.shape)}"
-        )
+    launch.sketched("dense_sketch_adjoint", y, key, rows)
     n = y.shape[2]
     x = y.new_empty((cols, n), dtype=torch.float32)
     if x.numel() != 0:
@@ -306,6 +302,13 @@ def dense_sketch_entries(key, family, row_begin, row_end, col_offset, cols):
         tiles = key.shape[0] * triton.cdiv(rows, 16) * triton.cdiv(cols + place["shift"], place["STEP"])
         dense_sketch_entries_kernel[(tiles,)](key.contiguous(), out, rows, cols, **place, BLOCK_R=16)
     return out
+
+
+def parts_of(m, shift, tiles, step):
+    """(columns of S in a part, a multiple of step; parts) where one part has `tiles` programs."""
+    part = max(triton.cdiv(m, triton.cdiv(PARTS, tiles)), 2048)
+    part = triton.cdiv(part, step) * step
+    return part, triton.cdiv(max(m + shift, 1), part)
 
 
 def _tile(gaussian, dtype):

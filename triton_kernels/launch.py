@@ -80,6 +80,14 @@ def sketch(op_name, key, device, d, row_begin, row_end, col_offset, cols):
         raise ValueError(f"{op_name}: col_offset must be in [0, 2**62 - {cols}], got {col_offset}")
 
 
+def sketched(op_name, y, key, rows):
+    """y (K, rows, n) of the operators' block."""
+    if y.dim() != 3 or tuple(y.shape[:2]) != (key.shape[0], rows):
+        raise ValueError(
+            f"{op_name}: y must have shape (K, rows, n) = ({key.shape[0]}, {rows}, n), got {tuple(y.shape)}"
+        )
+
+
 def unit_stride_matrix(x: Tensor) -> Tensor:
     """x as (rows, last dim) with unit stride along columns; any row stride will do, 0 included.
 

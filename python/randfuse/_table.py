@@ -38,7 +38,7 @@ NO_CUDA = frozenset(
 )
 
 # Ops that have no Triton kernel: CUDA's, and the reference where the extension has none.
-NO_TRITON = frozenset({"hadamard_transform", "sparse_sketch", "sparse_sketch_adjoint", "sparse_sketch_entries"})
+NO_TRITON = frozenset({"hadamard_transform"})
 
 # Ops that have no GPU kernel: on a GPU the reference runs.
 CPU_ONLY = frozenset(

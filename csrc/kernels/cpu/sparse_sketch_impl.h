@@ -107,6 +107,31 @@ inline void scatter(const Run& run, int64_t c, const S* x, S* sums, int64_t stri
       });
 }
 
+// The same for all columns of a run where each has one element, which shares its nonzeros with no
+// other: rows and terms are made by registers. A sum gets its terms in the same order.
+template <class S>
+inline void scatter_one(const SparseOperator& op, int64_t begin, int64_t count, const S* x,
+                        int64_t x_stride, S* sums, int64_t stride) {
+  const int64_t column = op.col_offset + begin, skip = column % kBatch;
+  for (int64_t e = 0; e < op.count * op.nnz; ++e) {
+    alignas(64) uint32_t words[kBatch], rows[kBatch];
+    alignas(64) S terms[kBatch];
+    const int64_t k = e / op.nnz, t = e % op.nnz;
+    draw(op, k, t, column, words);
+    const uint32_t first = first_row(op.d, op.nnz, t);
+    const uint32_t size = first_row(op.d, op.nnz, t + 1) - first;
+    for (int64_t c = 0; c < count; ++c) {
+      rows[c] = static_cast<uint32_t>(nonzero_row(words[skip + c], first, size));
+      terms[c] = nonzero_sign(words[skip + c]) * x[c * x_stride];
+    }
+    S* const y = sums + k * op.rows() * stride;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t row = static_cast<int64_t>(rows[c]) - op.row_begin;
+      if (row >= 0 && row < op.rows()) y[row * stride] += terms[c];
+    }
+  }
+}
+
 // x = scale * sum of sign * y[row] over the nonzeros of one column.
 template <class S>
 inline void gather(const Run& run, int64_t c, const S* y, S* x, int64_t n, S scale) {
@@ -164,11 +189,14 @@ struct Batch {
     stride = cols;
     if (a.col_stride == 1) {
       for (int64_t r = 0; r < rows; ++r) widen(from + r * a.row_stride, 1, buffer + r * cols, cols);
-    } else {  // column by column: there it is that neighbours lie
-      for (int64_t c = 0; c < cols; ++c) {
-        const T* column = from + c * a.col_stride;
+    } else {  // a cache line of the buffer at a time, of as many columns that are read along
+      constexpr int64_t kLine = 64 / sizeof(Sum);
+      for (int64_t c = 0; c < cols; c += kLine) {
+        const int64_t end = c + kLine < cols ? c + kLine : cols;
         for (int64_t r = 0; r < rows; ++r) {
-          buffer[r * cols + c] = to_float(column[r * a.row_stride]);
+          for (int64_t l = c; l < end; ++l) {
+            buffer[r * cols + l] = to_float(from[l * a.col_stride + r * a.row_stride]);
+          }
         }
       }
     }
@@ -197,6 +225,8 @@ void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, cpu::Non
     std::memset(sums, 0, sizeof(SumOf<T>) * static_cast<size_t>(out_rows * width));
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
       const Batch<T> batch(a, row, count, tile.col, tile.cols, buffer);
+      if (tile.cols == 1)
+        return scatter_one(a.op, row, count, batch.data, batch.stride, sums, width);
       const Run run(a.op, row, count, entries);
       for (int64_t c = 0; c < count; ++c) {
         scatter(run, c, batch.data + c * batch.stride, sums, width, tile.cols);
