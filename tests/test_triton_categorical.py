@@ -4,6 +4,7 @@ import pytest
 import randfuse
 import torch
 from randfuse import categorical_race, categorical_sample, categorical_sample_with_stats, reference
+from randfuse.reference import streams
 from test_categorical_sample import merged, peculiar
 from test_triton import (
     DTYPES,
@@ -63,15 +64,14 @@ def test_all_arguments_at_once(device, method):
 
 @on_device
 def test_only_float64_sums_decide_at_an_edge(device):
-    """Two tiles of equal logits whose edge lies where the coin of the row does, within the rounding of float32 sums."""
-    from randfuse.reference import streams
-
-    key, rows = randfuse.key(7, device), torch.arange(6, device=device)
-    low, high, _, _ = streams.block(key.expand(6), rows, 0, op=streams.CATEGORICAL, width=32, sample=0)
+    """Rows whose first tile ends 1e-9 from where their coin falls, which float32 sums cannot see."""
+    key, rows = randfuse.key(7, device), torch.arange(16, device=device)
+    low, high, _, _ = streams.block(key.expand(16), rows, 0, op=streams.CATEGORICAL, width=32, sample=0)
     u = ((high << 21) | (low >> 11)).double() * 2.0**-53
-    x = torch.zeros(6, 2048, device=device)
-    x[:, 1024:] = ((1 - u) / u).log().float().unsqueeze(-1)
-    assert_same(x, 1.0, "cdf", key=key)
+    odds, tile = ((1 - u) / u).log(), torch.randn(16, 1024, device=device)
+    tile = (tile - (tile.double().logsumexp(-1) + odds).unsqueeze(-1)).float()
+    last = tile.double().logsumexp(-1) + odds + torch.where(rows % 2 == 0, 1e-9, -1e-9)
+    assert_same(torch.cat([tile, last.float().unsqueeze(-1)], -1), 1.0, "cdf", key=key)
 
 
 @on_device

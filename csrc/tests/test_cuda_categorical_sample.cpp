@@ -143,17 +143,23 @@ void run(const char* dtype, const Case& c) {
   }
 }
 
-// Two tiles of equal logits whose edge lies where the coin of the row does: only float64 sums tell
-// the tile, and the whole block takes them.
+// Rows whose first tile ends 1e-9 from where their coin falls, which float32 sums cannot see: the
+// whole block takes them in float64.
 void run_edges() {
-  constexpr int64_t kRows = 11, kVocab = 2 * kTile;
+  constexpr int64_t kRows = 24, kVocab = kTile + 1;
   Matrix<float> x(kRows, kVocab, kVocab, 1);
   const int64_t key = 77;
+  const auto mass = [&](int64_t r) {
+    double sum = 0.0;
+    for (int64_t t = 0; t < kTile; ++t) sum += std::exp(double{x.at(r, t)});
+    return sum;
+  };
   for (int64_t r = 0; r < kRows; ++r) {
     const Words w = block<kWordRounds>(key, static_cast<uint32_t>(r), 0, 0, draw_domain());
-    const double u = coin53(w.r[0], w.r[1]);
-    for (int64_t t = 0; t < kVocab; ++t)
-      x.set(r, t, t < kTile || r == 5 ? 0.0f : static_cast<float>(std::log((1.0 - u) / u)));
+    const double u = coin53(w.r[0], w.r[1]), odds = (1.0 - u) / u;
+    const double shift = std::log(mass(r) * odds);  // so that the last logit is near 0, and fine
+    for (int64_t t = 0; t < kTile; ++t) x.set(r, t, static_cast<float>(x.at(r, t) - shift));
+    x.set(r, kTile, static_cast<float>(std::log(mass(r) * odds) + (r % 2 ? 1e-9 : -1e-9)));
   }
   const double one = 1.0;
   std::vector<int64_t> expected(kRows);
