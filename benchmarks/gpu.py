@@ -1,4 +1,4 @@
-"""Everything to measure on a CUDA machine, in one go: rooflines, the rate of Philox, and a preset of the benchmarks.
+"""Everything to measure on a CUDA machine, in one go: rooflines, the rate of Philox, a preset of benchmarks, sketches.
 
     python benchmarks/gpu.py [--preset smoke|default|full]
 
@@ -9,15 +9,17 @@ it had, and at the end its HTML and pictures. The exit status is 1 if any result
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+import sketch  # the file beside this one
 import torch
 import triton
 import triton.language as tl
-from randfuse.bench import case, report, table, timing
+from randfuse.bench import case, env, report, table, timing
 from randfuse.bench.run import Options, run
 
 BLOCK, CALLS = 1024, 256  # counters a program, Philox calls a counter
@@ -65,6 +67,8 @@ def main() -> int:
         facts={"philox_words_per_second": rates},
     )
     print(table.render(found))
+    sketches = {"environment": env.capture("cuda"), "ms": sketch.run("cuda", rounds=9)}
+    (directory / f"{stem}-sketch.json").write_text(json.dumps(sketches, indent=1) + "\n")
     print("\n".join(map(str, [directory / f"{stem}.json", *report.write(found, directory, stem)])))
     return found.status()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import randfuse
 import torch
-from randfuse import _backends, _table
+from randfuse import _backends, _extension, _table
 
 
 def test_use_backend_nests_and_restores():
@@ -46,6 +46,19 @@ def test_unknown_backend():
 def test_missing_backends_say_why_and_what_to_do(backend):
     with pytest.raises(RuntimeError, match=f"^use_backend: backend must be available, got '{backend}': .+"):
         randfuse.use_backend(backend)
+
+
+@pytest.mark.parametrize(("op", "has_cuda", "backend"), [
+    ("hadamard_transform", True, "cuda"),
+    ("hadamard_transform", False, "reference"),
+    ("mixout", True, "triton"),
+    ("dropout_mask", False, "triton"),
+    ("distinct_rows", True, "reference"),
+])  # fmt: skip
+def test_ops_run_where_they_have_a_kernel(op, has_cuda, backend, monkeypatch):
+    monkeypatch.setattr(_backends, "_HAS_TRITON", True)
+    monkeypatch.setattr(_extension, "has_cuda", has_cuda)
+    assert _backends._auto(op, "cuda", ()) == backend
 
 
 @pytest.mark.parametrize(("op", "shapes", "dtype", "backend"), [

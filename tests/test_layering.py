@@ -40,20 +40,20 @@ LACKS = {
     "embedding_dropout": set(ROOMS) - {"tests/test_{op}.py"},  # composed of torch, its own reference
     "hadamard_transform": TRITON | SKETCH,
     "kept_blocks": CUDA | {"benchmarks/cases/{op}.py"},  # a choice, not a product
+    "linear_categorical_sample": COMPOSED,
     "mixout_linear": CUDA,
     "lora_linear": CPU | CUDA,  # on the CPU it runs dropout_linear's kernels, on GPUs Triton's
     "lora_updates": COMPOSED,
     "mc_dropout_predict": COMPOSED | {"benchmarks/cases/{op}.py"},  # no gradient, which every case has
     "multi_sample_linear": CPU,  # on the CPU it runs dropout_linear's kernels
     "multi_sample_mse": COMPOSED,
+    "multinomial": COMPOSED | {"benchmarks/cases/{op}.py"},  # categorical_sample's kernels and case
     "sparse_sketch": SKETCH,
+    "speculative_accept_tree": COMPOSED | {"benchmarks/cases/{op}.py"},  # of categorical_sample_with_stats
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "categorical_sample": CUDA | TRITON,
-    "dense_sketch": TRITON,
-    "hadamard_transform": CUDA,
-    "sparse_sketch": CUDA | TRITON,
+    "speculative_accept": CUDA | TRITON,
 }
 
 

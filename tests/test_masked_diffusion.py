@@ -219,6 +219,14 @@ def test_selection_rules():
     assert chosen(sure(0.7, 0.7, 0.7), count=2) == [0, 1], "equal scores go to the lowest position"
 
 
+def test_deferred_tokens_are_decoded_last():
+    logits = sure(0.6, 0.9, 0.8)
+    logits[0, 1] = logits[0, 1].flip(-1)  # its likeliest token is 2, which is [MASK]: then 1
+    logits[0, 1, 1] = 9.0
+    assert chosen(logits, count=1) == [1]
+    assert chosen(logits, count=2, defer=torch.tensor([1])) == [0, 2]
+
+
 def test_uneven_rows_and_decoded_positions():
     """Dream's bug: a sequence with fewer masked positions than the count must not touch decoded ones."""
     logits = sure(0.6, 0.9, 0.8).expand(2, 3, 3)

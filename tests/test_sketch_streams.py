@@ -11,6 +11,7 @@ from randfuse import _extension
 from randfuse.ops.dense_sketch import dense_sketch_entries
 from randfuse.ops.distinct_rows import distinct_rows
 from randfuse.ops.sparse_sketch import sparse_sketch_entries
+from randfuse.sketch import sampling
 
 pytestmark = pytest.mark.skipif(_extension.problem is not None, reason=str(_extension.problem))
 
@@ -73,3 +74,47 @@ def test_permutation(substream):
         other = t + (lane(t, substream, 19, 64) * (1000 - t) >> 64)
         places[t], places[other] = places[other], places[t]
     assert distinct_rows(KEY, substream, 1000, 100)[0].tolist() == places[:100]
+
+
+def word(row: int, role: int) -> int:
+    words = _extension.module().philox4x32(10, row % 2**32, row >> 32, role, 1 << 24 | 20 << 8 | 6, K % 2**32, K >> 32)
+    return words[0] | words[1] << 32
+
+
+def pivotal(units: list[int]) -> set[int]:
+    """Drawn places, by the rules of duels in integers and floats."""
+    drawn, left, level = set(), list(enumerate(units)), 0
+    while len(left) > 1:
+        on = []
+        for r in range(len(left) // 2):
+            (i, a), (j, b) = left[2 * r : 2 * r + 2]
+            coin = float(word(r, 3 + level) >> 11) * 2.0**-53
+            if a + b <= 2**32:
+                on.append((j if coin * (a + b) < b else i, a + b))
+            else:
+                right_on = coin * (2**33 - a - b) < 2**32 - b
+                drawn.add(i if right_on else j)
+                on.append((j if right_on else i, a + b - 2**32))
+        left, level = on + left[2 * len(on) :], level + 1
+    return drawn | {i for i, p in left if p == 2**32}
+
+
+def test_row_sampling():
+    m, k = 101, 23
+    weights = torch.arange(1, m + 1, dtype=torch.float64) ** 2
+    units = sampling._units("test", weights, k)
+    one, key = 2**32, KEY.squeeze(0)
+    kept = {method: sampling.sample_rows(weights, k, method=method, key=key).indices for method in sampling.DRAWS}
+    assert kept["independent"].tolist() == [r for r in range(m) if word(r, 0) >> 32 < units[r]]
+    signed = lambda w: w - 2**64 * (w >> 63)  # noqa: E731
+    order = sorted(range(m), key=lambda r: signed(word(r, 2)))
+    in_order = units[order].tolist()
+    c, u, systematic = 0, word(0, 1) >> 32, []
+    for r, q in zip(order, in_order, strict=True):
+        systematic += [r] * ((c + q - 1 - u) // one - (c - 1 - u) // one)
+        c += q
+    assert kept["systematic"].tolist() == sorted(systematic)
+    assert kept["pivotal"].tolist() == sorted(order[i] for i in pivotal(in_order))
+    assert len(kept["pivotal"]) == k
+    far = torch.tensor([2**33 + 5])
+    assert sampling._words(KEY, 0, far).tolist() == [signed(word(2**33 + 5, 0))], "beyond 2^32 rows"

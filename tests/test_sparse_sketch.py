@@ -97,3 +97,13 @@ def test_nan_stays_in_its_column():
 def test_csr_that_points_elsewhere_is_refused(crow, col, message):
     with pytest.raises(ValueError, match=f"csr_sketch: {message}"):
         _backends.call("csr_sketch", torch.ones(2), torch.tensor(crow), torch.tensor(col), 5, KEYS, 4, 1, 0, 4, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("rows", "first"), [((0, 50), 0), ((7, 31), 77)])
+def test_one_vector_is_a_column_of_a_matrix(dtype, rows, first):
+    """A vector has a kernel of its own, which adds in the same order: the same bits, strided and in blocks too."""
+    keys, a = torch.tensor([1, 2, 3]), torch.randn(3000, 5).to(dtype)
+    whole = sparse_sketch(a, keys, 50, 3, rows, first)
+    for column in (a[:, 2:3], a[:, 2:3].contiguous()):
+        assert_bitwise_equal(sparse_sketch(column, keys, 50, 3, rows, first), whole[:, :, 2:3].contiguous())

@@ -458,7 +458,23 @@ def samples(device):
     key, *rate = stream[:3]
     sampled = (*stream[:3], 2, *stream[3:])
     x.requires_grad_()
+    operators = (key.new_tensor([1, 2]), "rademacher")
     return {
+        "dense_sketch": (torch.randn(9, 3, device=device, requires_grad=True), *operators, 8, 1, 7, 5),
+        "dense_sketch_adjoint": (torch.randn(2, 6, 3, device=device, requires_grad=True), *operators, 8, 1, 7, 5, 9),
+        "dense_sketch_entries": (*operators, 1, 7, 5, 9),
+        "sparse_sketch": (torch.randn(9, 3, device=device, requires_grad=True), operators[0], 8, 3, 1, 7, 5),
+        "sparse_sketch_adjoint": (
+            torch.randn(2, 6, 3, device=device, requires_grad=True),
+            operators[0],
+            8,
+            3,
+            1,
+            7,
+            5,
+            9,
+        ),
+        "sparse_sketch_entries": (operators[0], 8, 3, 5, 9),
         "dropout_mask": (key, [6, 10], *rate, 1, 0, 1, 3),
         "dropout": (x, key, *rate, 1, 0, 1, 3),
         "dropout_linear": (x, w, b, *stream),
@@ -472,10 +488,21 @@ def samples(device):
         "act_dropout_grad": (g, r, "gelu", *stream),
         **head_samples(x, w, b, stream),
         **block_samples(x, w, b, g, key),
+        **sampler_samples(x.detach()),
         "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
         "lora_linear_down": (x, w[:2], *sampled),
         "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),
         "lora_linear_wgrad": (g[:, :2], x, *sampled),
+    }
+
+
+def sampler_samples(x):
+    key, one = torch.tensor([3, 4], device=x.device), torch.ones((), dtype=torch.float64)
+    sampling = (x, key, one, None, one * 0.9, None, None, None, x / 2, 1.5, torch.tensor([5, 0], device=x.device), 3)
+    return {
+        "categorical_race": (*sampling[:3], *sampling[6:], 2, 8),
+        "categorical_sample": (*sampling, "cdf", 2),
+        "categorical_sample_with_stats": (*sampling, "race", 2),
     }
 
 
@@ -507,13 +534,13 @@ def head_samples(x, w, b, stream):
 
 
 @on_device
-@pytest.mark.parametrize("name", sorted(reference.FUNCTIONS.keys() - _table.CPU_ONLY))
+@pytest.mark.parametrize("name", sorted(reference.FUNCTIONS.keys() - _table.CPU_ONLY - _table.NO_TRITON))
 def test_opcheck(device, name):
     torch.library.opcheck(op(name), samples(device)[name])
 
 
 @on_device
-def test_an_op_without_a_gpu_kernel_says_so(device):
+def test_an_op_without_a_triton_kernel_says_so(device):
     x = torch.zeros(2, 4, device=device)
     with (
         randfuse.use_backend("triton"),
@@ -526,7 +553,7 @@ def test_an_op_without_a_gpu_kernel_says_so(device):
 def test_schemas_are_those_of_the_extension(device):
     if not hasattr(torch.ops.randfuse, "dropout"):
         pytest.skip("the C++ extension is not built")
-    for name in reference.FUNCTIONS.keys() - _table.CPU_ONLY:
+    for name in reference.FUNCTIONS.keys() - _table.CPU_ONLY - _table.NO_TRITON:
         ours, theirs = (
             str(getattr(ns, name).default._schema) for ns in (torch.ops.randfuse_triton, torch.ops.randfuse)
         )

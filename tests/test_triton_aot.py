@@ -152,6 +152,42 @@ def launch_heads(dtype, M=512, K=4096, col_offset=0, keys=1, p_tensor=False, cla
     multi_sample_cross_entropy.multi_sample_cross_entropy_grad(lse[0], lse, *ce[:6], *ce[7:], [True] * 3)
 
 
+def launch_samplers(dtype, vocab=50304, plain=True):
+    """The same for categorical sampling: as it is called most, or with all arguments and statistics."""
+    from randfuse.triton_kernels import categorical_sample as kernels
+
+    x, key, one = torch.empty(64, vocab, dtype=dtype), torch.zeros((), dtype=torch.int64), torch.ones(())
+    if plain:
+        for method in ("cdf", "race"):
+            kernels.categorical_sample(x, key, one, *[None] * 6, 0.0, None, None, method, 0)
+        kernels.categorical_sample(x, key, one, None, one, *[None] * 4, 0.0, None, None, "cdf", 0)
+    else:
+        heat, ids = torch.ones(64), torch.zeros(5, dtype=torch.int64)
+        bits = torch.zeros(64, -(-vocab // 32), dtype=torch.int32)
+        rest = (ids, bits, x, 1.5, ids, 3)
+        kernels.categorical_sample_with_stats(x, key, heat, heat.long(), heat, heat, *rest, "cdf", 2)
+        kernels.categorical_race(x, key, heat, *rest, 2, 8)
+
+
+def launch_sketches(dtype, M=4096, N=256, col_offset=0, keys=2):
+    """The same for sketches, of data along rows and down columns."""
+    from randfuse.triton_kernels import dense_sketch, sparse_sketch
+
+    a, y = torch.empty(M, N, dtype=dtype), torch.empty(keys, 500, N, dtype=dtype)
+    key = torch.zeros(keys, dtype=torch.int64)
+    place = (512, 4, 12, 512, col_offset)
+    sparse_sketch.sparse_sketch(a, key, *place)
+    sparse_sketch.sparse_sketch(a.T.contiguous().T, key, *place)
+    sparse_sketch.sparse_sketch_adjoint(y, key, *place, M)
+    sparse_sketch.sparse_sketch_entries(key, *place[:2], col_offset, M)
+    for family in ("rademacher", "gaussian"):
+        place = (key, family, 512, 12, 512, col_offset)
+        dense_sketch.dense_sketch(a, *place)
+        dense_sketch.dense_sketch(a.T.contiguous().T, *place)
+        dense_sketch.dense_sketch_adjoint(y, *place, M)
+        dense_sketch.dense_sketch_entries(*place[:2], *place[3:], M)
+
+
 def show(title, rows):
     print(f"\n{title}: kernel, tile, warps, registers, stack bytes, wgmma")
     for row in sorted(set(rows)):
@@ -172,6 +208,8 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
     monkeypatch.setattr(tuning, "HALF_CONFIGS", smallest[0])
     monkeypatch.setattr(tuning, "SINGLE_CONFIGS", smallest[1])
     launch_heads(DTYPES[name], sizes[0], sizes[2])
+    launch_samplers(DTYPES[name])
+    launch_sketches(DTYPES[name])
     show(f"sm_90, {name}, M, N, K = {sizes}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
     for kernel, tile, warps, registers, stack, wgmma in compiled:
@@ -191,6 +229,8 @@ def test_variants_compile(variant, compiled, monkeypatch):
     monkeypatch.setattr(tuning, "HALF_CONFIGS", tuning.HALF_CONFIGS[-1:])
     launch_all(torch.bfloat16, **variant)
     launch_heads(torch.bfloat16, **{name: value for name, value in variant.items() if name not in ("N", "sample")})
+    launch_samplers(torch.bfloat16, vocab=variant.get("K", 50304), plain="K" not in variant)
+    launch_sketches(torch.bfloat16, col_offset=variant.get("col_offset", 0))
     show(f"sm_90, bf16, {variant}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
 

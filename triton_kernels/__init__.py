@@ -4,6 +4,8 @@ from randfuse import _registry
 
 from . import (
     block_dropout_linear,
+    categorical_sample,
+    dense_sketch,
     dropconnect_linear,
     dropout,
     dropout_linear,
@@ -15,10 +17,13 @@ from . import (
     multi_sample_cross_entropy,
     multi_sample_linear,
     multi_sample_scale,
+    sparse_sketch,
 )
 
 __all__ = [
     "block_dropout_linear",
+    "categorical_sample",
+    "dense_sketch",
     "dropconnect_linear",
     "dropout",
     "dropout_linear",
@@ -29,6 +34,7 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_scale",
+    "sparse_sketch",
 ]
 
 _registry.install(launch.NAMESPACE)

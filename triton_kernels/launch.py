@@ -62,6 +62,32 @@ def linear(op_name, x, weight, bias=None):
         _checks.shape(op_name, "bias", bias, (weight.shape[0],), "(N,)")
 
 
+def sketch(op_name, key, device, d, row_begin, row_end, col_offset, cols):
+    """key (K,) of K operators, of which rows [row_begin, row_end) of d and `cols` columns from col_offset on are meant."""
+    if key.dtype != torch.int64:
+        raise TypeError(f"{op_name}: key must be int64, got {key.dtype}")
+    if key.dim() != 1 or key.numel() == 0:
+        raise ValueError(f"{op_name}: key must have shape (K,) with K > 0, got {tuple(key.shape)}")
+    if key.device != device:
+        raise ValueError(f"{op_name}: key must be on {device}, got {key.device}")
+    if not 1 <= d < 2**31:
+        raise ValueError(f"{op_name}: d must be in [1, 2**31), got {d}")
+    if not 0 <= row_begin <= row_end <= d:
+        raise ValueError(
+            f"{op_name}: rows must satisfy 0 <= row_begin <= row_end <= d={d}, got {row_begin} and {row_end}"
+        )
+    if not 0 <= col_offset <= 2**62 - cols or cols < 0:
+        raise ValueError(f"{op_name}: col_offset must be in [0, 2**62 - {cols}], got {col_offset}")
+
+
+def sketched(op_name, y, key, rows):
+    """y (K, rows, n) of the operators' block."""
+    if y.dim() != 3 or tuple(y.shape[:2]) != (key.shape[0], rows):
+        raise ValueError(
+            f"{op_name}: y must have shape (K, rows, n) = ({key.shape[0]}, {rows}, n), got {tuple(y.shape)}"
+        )
+
+
 def unit_stride_matrix(x: Tensor) -> Tensor:
     """x as (rows, last dim) with unit stride along columns; any row stride will do, 0 included.
 

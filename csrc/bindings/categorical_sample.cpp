@@ -7,6 +7,11 @@
 
 #include "sampling.h"
 
+#ifdef RANDFUSE_CUDA
+#include "../kernels/cuda/categorical_sample.h"
+#include "cuda.h"
+#endif
+
 namespace randfuse {
 namespace {
 
@@ -21,108 +26,133 @@ struct Arguments {
 
 enum class Wanted { kTokens, kStatistics, kScores };
 
-// A list of ids in [0, limit) as int64.
-Tensor checked_ids(const char* op, const char* name, const Tensor& ids, int64_t limit) {
+// A list of ids on the device of the logits, in [0, limit) where they can be read.
+Tensor checked_ids(const char* op, const char* name, const Tensor& ids, at::Device device,
+                   int64_t limit) {
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kLong, op, ": ", name, " must be int64, got ",
                    dtype_name(ids));
-  TORCH_CHECK_VALUE(ids.dim() == 1 && ids.is_cpu(), op, ": ", name,
-                    " must have one dimension and be on cpu, got ", ids.sizes(), " on ",
+  TORCH_CHECK_VALUE(ids.dim() == 1 && ids.device() == device, op, ": ", name,
+                    " must have one dimension and be on ", device, ", got ", ids.sizes(), " on ",
                     ids.device());
   const Tensor own = ids.contiguous();
   const int64_t* v = own.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < own.numel(); ++i)
+  for (int64_t i = 0; ids.is_cpu() && i < own.numel(); ++i)
     TORCH_CHECK_VALUE(0 <= v[i] && v[i] < limit, op, ": ", name, " must be in [0, ", limit,
                       "), got ", v[i]);
   return own;
 }
 
+// What both devices check and need; undefined tensors were not given.
+struct Checked {
+  Rows shape;
+  KeyedStream stream;
+  Tensor uncond, bitmask, exclude, rows;
+  int64_t words, draws, count;  // words of a row's bitmask, draws a row, rows of the result
+  bool race;
+
+  Checked(const char* op, const Arguments& a, Wanted wanted)
+      : shape(rows_of(a.logits)),
+        words((shape.cols + 31) / 32),
+        draws(a.num_samples.value_or(1)),
+        count(shape.rows),
+        race(a.method == "race") {
+    check_float(op, "logits", a.logits);
+    TORCH_CHECK_VALUE(a.logits.dim() >= 1 && 1 <= shape.cols && shape.cols <= kMaxVocab, op,
+                      ": logits must have shape (…, V) with V in [1, 2**20], got ",
+                      a.logits.sizes());
+    TORCH_CHECK_VALUE(race || a.method == "cdf", op, ": method must be 'cdf' or 'race', got '",
+                      a.method, "'");
+    TORCH_CHECK_VALUE(draws >= 1 && draws < int64_t{1} << 32, op,
+                      ": num_samples must be in [1, 2**32), got ", draws);
+    TORCH_CHECK_VALUE(std::isfinite(a.cfg_scale), op, ": cfg_scale must be finite, got ",
+                      a.cfg_scale);
+    const at::Device device = a.logits.device();
+    stream = mask_stream(op, a.key, device, shape.rows, shape.cols,
+                         static_cast<int64_t>(Op::kCategorical), 0, a.row_offset, 0);
+    TORCH_CHECK_VALUE(a.col_offset % 4 == 0 && 0 <= a.col_offset &&
+                          a.col_offset <= (int64_t{1} << 34) - shape.cols,
+                      op, ": col_offset must be a multiple of 4 in [0, 2**34 - V], got ",
+                      a.col_offset);
+    if (a.uncond_logits.has_value()) {
+      uncond = *a.uncond_logits;
+      check_like(op, "uncond_logits", uncond, a.logits);
+      TORCH_CHECK_VALUE(uncond.sizes() == a.logits.sizes(), op, ": uncond_logits must have shape ",
+                        a.logits.sizes(), ", got ", uncond.sizes());
+    }
+    if (a.bitmask.has_value()) {
+      TORCH_CHECK_TYPE(a.bitmask->scalar_type() == at::kInt, op, ": bitmask must be int32, got ",
+                       dtype_name(*a.bitmask));
+      TORCH_CHECK_VALUE(a.bitmask->device() == device && a.bitmask->dim() == 2 &&
+                            a.bitmask->size(0) == shape.rows && a.bitmask->size(1) == words,
+                        op, ": bitmask must have shape (rows, ceil(V / 32)) = (", shape.rows, ", ",
+                        words, ") on ", device, ", got ", a.bitmask->sizes(), " on ",
+                        a.bitmask->device());
+      bitmask = a.bitmask->contiguous();
+    }
+    if (a.exclude.has_value())
+      exclude = checked_ids(op, "exclude", *a.exclude, device,
+                            wanted == Wanted::kScores ? int64_t{1} << 34 : shape.cols);
+    if (a.rows.has_value()) {
+      rows = checked_ids(op, "rows", *a.rows, device, shape.rows);
+      count = rows.numel();
+    }
+  }
+};
+
+template <class V>
+const V* given(const Tensor& x) {
+  return x.defined() ? x.const_data_ptr<V>() : nullptr;
+}
+
 struct Outputs {
   Tensor tokens, score;
   Tensor logprob, log_odds, margin, entropy, logsumexp;
+
+  Outputs(const Arguments& a, const Checked& c, Wanted wanted) {
+    std::vector<int64_t> per_row =
+        c.rows.defined()
+            ? c.rows.sizes().vec()
+            : std::vector<int64_t>(a.logits.sizes().begin(), a.logits.sizes().end() - 1);
+    std::vector<int64_t> per_draw = per_row;
+    if (a.num_samples.has_value()) per_draw.push_back(c.draws);
+    tokens = at::empty(per_draw, a.logits.options().dtype(at::kLong));
+    if (wanted == Wanted::kScores)
+      score = at::empty(per_draw, a.logits.options().dtype(at::kDouble));
+    if (wanted != Wanted::kStatistics) return;
+    const auto like =
+        a.logits.options().dtype(a.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+    for (Tensor* t : {&logprob, &log_odds}) *t = at::empty(per_draw, like);
+    for (Tensor* t : {&margin, &entropy, &logsumexp}) *t = at::empty(per_row, like);
+  }
 };
 
 Outputs run_cpu(const char* op, const Arguments& a, Wanted wanted) {
-  check_float(op, "logits", a.logits);
-  const Rows shape = rows_of(a.logits);
-  TORCH_CHECK_VALUE(a.logits.dim() >= 1 && 1 <= shape.cols && shape.cols <= kMaxVocab, op,
-                    ": logits must have shape (…, V) with V in [1, 2**20], got ", a.logits.sizes());
-  TORCH_CHECK_VALUE(a.method == "cdf" || a.method == "race", op,
-                    ": method must be 'cdf' or 'race', got '", a.method, "'");
-  TORCH_CHECK_VALUE(a.num_samples.value_or(1) >= 1 && a.num_samples.value_or(1) < int64_t{1} << 32,
-                    op, ": num_samples must be in [1, 2**32), got ", a.num_samples.value_or(1));
-  TORCH_CHECK_VALUE(std::isfinite(a.cfg_scale), op, ": cfg_scale must be finite, got ",
-                    a.cfg_scale);
-  const KeyedStream stream =
-      mask_stream(op, a.key, a.logits.device(), shape.rows, shape.cols,
-                  static_cast<int64_t>(Op::kCategorical), 0, a.row_offset, 0);
-  TORCH_CHECK_VALUE(
-      a.col_offset % 4 == 0 && 0 <= a.col_offset && a.col_offset <= (int64_t{1} << 34) - shape.cols,
-      op, ": col_offset must be a multiple of 4 in [0, 2**34 - V], got ", a.col_offset);
-
-  const SamplingParameters parameters(op, shape.rows, a.temperature, a.top_k, a.top_p, a.min_p);
-
+  const Checked c(op, a, wanted);
+  const SamplingParameters parameters(op, c.shape.rows, a.temperature, a.top_k, a.top_p, a.min_p);
   const Tensor logits = with_row_layout(a.logits);
-  Tensor uncond, bitmask, exclude, rows;
-  if (a.uncond_logits.has_value()) {
-    check_like(op, "uncond_logits", *a.uncond_logits, a.logits);
-    TORCH_CHECK_VALUE(a.uncond_logits->sizes() == a.logits.sizes(), op,
-                      ": uncond_logits must have shape ", a.logits.sizes(), ", got ",
-                      a.uncond_logits->sizes());
-    uncond = with_row_layout(*a.uncond_logits);
-  }
-  const int64_t words = (shape.cols + 31) / 32;
-  if (a.bitmask.has_value()) {
-    TORCH_CHECK_TYPE(a.bitmask->scalar_type() == at::kInt, op, ": bitmask must be int32, got ",
-                     dtype_name(*a.bitmask));
-    TORCH_CHECK_VALUE(a.bitmask->is_cpu() && a.bitmask->dim() == 2 &&
-                          a.bitmask->size(0) == shape.rows && a.bitmask->size(1) == words,
-                      op, ": bitmask must have shape (rows, ceil(V / 32)) = (", shape.rows, ", ",
-                      words, ") on cpu, got ", a.bitmask->sizes(), " on ", a.bitmask->device());
-    bitmask = a.bitmask->contiguous();
-  }
-  if (a.exclude.has_value())
-    exclude = std::get<0>(at::sort(checked_ids(
-        op, "exclude", *a.exclude, wanted == Wanted::kScores ? int64_t{1} << 34 : shape.cols)));
-  if (a.rows.has_value()) rows = checked_ids(op, "rows", *a.rows, shape.rows);
-
-  const int64_t draws = a.num_samples.value_or(1);
-  std::vector<int64_t> per_row =
-      rows.defined() ? rows.sizes().vec()
-                     : std::vector<int64_t>(a.logits.sizes().begin(), a.logits.sizes().end() - 1);
-  std::vector<int64_t> per_draw = per_row;
-  if (a.num_samples.has_value()) per_draw.push_back(draws);
-  Outputs y;
-  y.tokens = at::empty(per_draw, a.logits.options().dtype(at::kLong));
-  if (wanted == Wanted::kScores)
-    y.score = at::empty(per_draw, a.logits.options().dtype(at::kDouble));
-  if (wanted == Wanted::kStatistics) {
-    const auto like =
-        a.logits.options().dtype(a.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-    for (Tensor* t : {&y.logprob, &y.log_odds}) *t = at::empty(per_draw, like);
-    for (Tensor* t : {&y.margin, &y.entropy, &y.logsumexp}) *t = at::empty(per_row, like);
-  }
-
+  const Tensor uncond = c.uncond.defined() ? with_row_layout(c.uncond) : Tensor();
+  const Tensor exclude = c.exclude.defined() ? std::get<0>(at::sort(c.exclude)) : Tensor();
+  const Outputs y(a, c, wanted);
   dispatch_float(a.logits, [&](auto type) {
     using T = decltype(type);
     using Z = cpu::Wide<T>;
     const auto stat = [](const Tensor& t) { return t.defined() ? out<Z>(t) : nullptr; };
     const cpu::CategoricalArgs<T> args{
-        {in<T>(logits), row_layout(logits), shape.cols, uncond.defined() ? in<T>(uncond) : nullptr,
+        {in<T>(logits), row_layout(logits), c.shape.cols,
+         uncond.defined() ? in<T>(uncond) : nullptr,
          uncond.defined() ? row_layout(uncond) : cpu::RowLayout{},
-         static_cast<Z>(a.cfg_scale + 1.0),
-         exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr,
-         exclude.defined() ? exclude.numel() : 0,
-         bitmask.defined() ? bitmask.const_data_ptr<int32_t>() : nullptr, words, a.col_offset},
-        rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr,
-        stream.keys,
-        stream.rows_per_key,
-        stream.row_offset,
+         static_cast<Z>(a.cfg_scale + 1.0), given<int64_t>(exclude),
+         exclude.defined() ? exclude.numel() : 0, given<int32_t>(c.bitmask), c.words, a.col_offset},
+        given<int64_t>(c.rows),
+        c.stream.keys,
+        c.stream.rows_per_key,
+        c.stream.row_offset,
         parameters.temperature,
         parameters.top_k,
         parameters.top_p,
         parameters.min_p,
-        draws,
-        a.method == "race",
+        c.draws,
+        c.race,
         y.tokens.mutable_data_ptr<int64_t>(),
         y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr,
         stat(y.logprob),
@@ -130,53 +160,106 @@ Outputs run_cpu(const char* op, const Arguments& a, Wanted wanted) {
         stat(y.margin),
         stat(y.entropy),
         stat(y.logsumexp)};
-    const int64_t total = rows.defined() ? rows.numel() : shape.rows;
     // Rows a task: some 65536 tokens, 10 us of work.
     parallel_groups(
-        total, [&](int64_t begin, int64_t end) { cpu::categorical_sample<T>(args, begin, end); },
-        std::max<int64_t>(1, 65536 / shape.cols));
+        c.count, [&](int64_t begin, int64_t end) { cpu::categorical_sample<T>(args, begin, end); },
+        std::max<int64_t>(1, 65536 / c.shape.cols));
   });
   return y;
 }
 
-Tensor categorical_sample_cpu(const Tensor& logits, const Tensor& key, const Tensor& temperature,
-                              const OptionalTensor& top_k, const OptionalTensor& top_p,
-                              const OptionalTensor& min_p, const OptionalTensor& exclude,
-                              const OptionalTensor& bitmask, const OptionalTensor& uncond_logits,
-                              double cfg_scale, const OptionalTensor& rows,
-                              std::optional<int64_t> num_samples, c10::string_view method,
-                              int64_t row_offset) {
-  return run_cpu("categorical_sample",
-                 {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask, uncond_logits,
-                  rows, cfg_scale, num_samples, method, row_offset, 0},
-                 Wanted::kTokens)
+#ifdef RANDFUSE_CUDA
+
+Outputs run_cuda(const char* op, const Arguments& a, Wanted wanted) {
+  const Checked c(op, a, wanted);
+  const CudaScope scope(a.logits);
+  const CudaSamplingParameters parameters(op, c.shape.rows, a.logits.device(), a.temperature,
+                                          a.top_k, a.top_p, a.min_p);
+  const Tensor logits = matrix_of(a.logits);
+  const Tensor uncond = c.uncond.defined() ? matrix_of(c.uncond) : Tensor();
+  const Outputs y(a, c, wanted);
+  dispatch_cuda_float(a.logits, [&](auto type) {
+    using T = decltype(type);
+    const auto stat = [](const Tensor& t) { return t.defined() ? out<float>(t) : nullptr; };
+    const cuda::CategoricalArgs<T> args{
+        {in<T>(logits), row_stride(logits), c.shape.rows, c.shape.cols,
+         uncond.defined() ? in<T>(uncond) : nullptr, uncond.defined() ? row_stride(uncond) : 0,
+         static_cast<float>(a.cfg_scale + 1.0), given<int64_t>(c.exclude),
+         c.exclude.defined() ? c.exclude.numel() : 0, given<int32_t>(c.bitmask), c.words,
+         a.col_offset},
+        given<int64_t>(c.rows),
+        c.count,
+        c.stream.keys,
+        c.stream.rows_per_key,
+        c.stream.row_offset,
+        parameters.temperature,
+        parameters.top_k,
+        parameters.top_p,
+        parameters.min_p,
+        a.top_k.has_value() || a.top_p.has_value() || a.min_p.has_value(),
+        c.draws,
+        c.race,
+        y.tokens.mutable_data_ptr<int64_t>(),
+        y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr,
+        stat(y.logprob),
+        stat(y.log_odds),
+        stat(y.margin),
+        stat(y.entropy),
+        stat(y.logsumexp)};
+    const int64_t bytes = static_cast<int64_t>(cuda::categorical_workspace(args));
+    const Tensor workspace = at::empty({bytes}, a.logits.options().dtype(at::kByte));
+    C10_CUDA_CHECK(cuda::launch_categorical_sample(args, workspace.mutable_data_ptr(), scope));
+  });
+  return y;
+}
+
+#endif  // RANDFUSE_CUDA
+
+Outputs run(const char* op, const Arguments& a, Wanted wanted) {
+#ifdef RANDFUSE_CUDA
+  if (a.logits.is_cuda()) return run_cuda(op, a, wanted);
+#endif
+  return run_cpu(op, a, wanted);
+}
+
+Tensor categorical_sample(const Tensor& logits, const Tensor& key, const Tensor& temperature,
+                          const OptionalTensor& top_k, const OptionalTensor& top_p,
+                          const OptionalTensor& min_p, const OptionalTensor& exclude,
+                          const OptionalTensor& bitmask, const OptionalTensor& uncond_logits,
+                          double cfg_scale, const OptionalTensor& rows,
+                          std::optional<int64_t> num_samples, c10::string_view method,
+                          int64_t row_offset) {
+  return run("categorical_sample",
+             {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask, uncond_logits, rows,
+              cfg_scale, num_samples, method, row_offset, 0},
+             Wanted::kTokens)
       .tokens;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> categorical_sample_with_stats_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> categorical_sample_with_stats(
     const Tensor& logits, const Tensor& key, const Tensor& temperature, const OptionalTensor& top_k,
     const OptionalTensor& top_p, const OptionalTensor& min_p, const OptionalTensor& exclude,
     const OptionalTensor& bitmask, const OptionalTensor& uncond_logits, double cfg_scale,
     const OptionalTensor& rows, std::optional<int64_t> num_samples, c10::string_view method,
     int64_t row_offset) {
-  const Outputs y = run_cpu("categorical_sample_with_stats",
-                            {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask,
-                             uncond_logits, rows, cfg_scale, num_samples, method, row_offset, 0},
-                            Wanted::kStatistics);
+  const Outputs y = run("categorical_sample_with_stats",
+                        {logits, key, temperature, top_k, top_p, min_p, exclude, bitmask,
+                         uncond_logits, rows, cfg_scale, num_samples, method, row_offset, 0},
+                        Wanted::kStatistics);
   return {y.tokens, y.logprob, y.log_odds, y.margin, y.entropy, y.logsumexp};
 }
 
-std::tuple<Tensor, Tensor> categorical_race_cpu(
+std::tuple<Tensor, Tensor> categorical_race(
     const Tensor& logits, const Tensor& key, const Tensor& temperature,
     const OptionalTensor& exclude, const OptionalTensor& bitmask,
     const OptionalTensor& uncond_logits, double cfg_scale, const OptionalTensor& rows,
     std::optional<int64_t> num_samples, int64_t row_offset, int64_t col_offset) {
   const OptionalTensor none;
   const Outputs y =
-      run_cpu("categorical_race",
-              {logits, key, temperature, none, none, none, exclude, bitmask, uncond_logits, rows,
-               cfg_scale, num_samples, "race", row_offset, col_offset},
-              Wanted::kScores);
+      run("categorical_race",
+          {logits, key, temperature, none, none, none, exclude, bitmask, uncond_logits, rows,
+           cfg_scale, num_samples, "race", row_offset, col_offset},
+          Wanted::kScores);
   return {y.tokens, y.score};
 }
 
@@ -202,9 +285,17 @@ TORCH_LIBRARY_FRAGMENT(randfuse, m) {
 }
 
 TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
-  m.impl("categorical_sample", categorical_sample_cpu);
-  m.impl("categorical_sample_with_stats", categorical_sample_with_stats_cpu);
-  m.impl("categorical_race", categorical_race_cpu);
+  m.impl("categorical_sample", categorical_sample);
+  m.impl("categorical_sample_with_stats", categorical_sample_with_stats);
+  m.impl("categorical_race", categorical_race);
 }
+
+#ifdef RANDFUSE_CUDA
+TORCH_LIBRARY_IMPL(randfuse, CUDA, m) {
+  m.impl("categorical_sample", categorical_sample);
+  m.impl("categorical_sample_with_stats", categorical_sample_with_stats);
+  m.impl("categorical_race", categorical_race);
+}
+#endif
 
 }  // namespace randfuse

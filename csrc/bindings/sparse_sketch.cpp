@@ -7,6 +7,11 @@
 
 #include "sketch.h"
 
+#ifdef RANDFUSE_CUDA
+#include "../kernels/cuda/sparse_sketch.h"
+#include "cuda.h"
+#endif
+
 namespace randfuse {
 namespace {
 
@@ -16,6 +21,8 @@ void check_nonzeros(const char* op, int64_t nnz, int64_t d) {
   TORCH_CHECK_VALUE(1 <= nnz && nnz <= std::min(d, kMaxNonzeros), op,
                     ": nnz must be in [1, min(d, 1024)], got ", nnz);
 }
+
+double scale_of(int64_t nnz) { return 1 / std::sqrt(static_cast<double>(nnz)); }
 
 // Runs the tiles of a sketch, then adds up their sums: y (K, rows, cols).
 template <class Sum, class Args, class Run>
@@ -28,7 +35,7 @@ Tensor run_tiles(Args args, const at::TensorOptions& options, const Run& run) {
   args.sums = out<Sum>(sums);
   parallel_groups(
       args.tiles.count(), [&](int64_t begin, int64_t end) { run(args, begin, end); }, 1);
-  const auto scale = static_cast<Sum>(1 / std::sqrt(static_cast<double>(args.op.nnz)));
+  const auto scale = static_cast<Sum>(scale_of(args.op.nnz));
   const cpu::SketchSumArgs<Sum> last{in<Sum>(sums), out<Sum>(y), args.cols,
                                      out_rows,      args.tiles,  scale};
   parallel_groups(
@@ -37,14 +44,21 @@ Tensor run_tiles(Args args, const at::TensorOptions& options, const Run& run) {
   return y;
 }
 
-Tensor sparse_sketch_cpu(const Tensor& a, const Tensor& key, int64_t d, int64_t nnz,
-                         int64_t row_begin, int64_t row_end, int64_t col_offset) {
+// a (m, n) and the operators' block. Returns the keys, contiguous.
+Tensor check_sparse_sketch(const Tensor& a, const Tensor& key, int64_t d, int64_t nnz,
+                           int64_t row_begin, int64_t row_end, int64_t col_offset) {
   constexpr const char* op = "sparse_sketch";
   check_float(op, "a", a);
   TORCH_CHECK_VALUE(a.dim() == 2, op, ": a must have shape (m, n), got ", a.sizes());
   const Tensor keys =
       check_sketch(op, key, a.device(), d, row_begin, row_end, col_offset, a.size(0));
   check_nonzeros(op, nnz, d);
+  return keys;
+}
+
+Tensor sparse_sketch_cpu(const Tensor& a, const Tensor& key, int64_t d, int64_t nnz,
+                         int64_t row_begin, int64_t row_end, int64_t col_offset) {
+  const Tensor keys = check_sparse_sketch(a, key, d, nnz, row_begin, row_end, col_offset);
   Tensor y;
   dispatch_float(a, [&](auto type) {
     using T = decltype(type);
@@ -128,7 +142,7 @@ Tensor sparse_sketch_adjoint_cpu(const Tensor& y, const Tensor& key, int64_t d, 
   const Tensor x = at::empty({cols, y.size(2)}, sketched.options());
   const auto run = [&](auto type) {
     using Sum = decltype(type);
-    const auto scale = static_cast<Sum>(1 / std::sqrt(static_cast<double>(nnz)));
+    const auto scale = static_cast<Sum>(scale_of(nnz));
     const cpu::SparseAdjointArgs<Sum> args{
         in<Sum>(sketched),
         out<Sum>(x),
@@ -189,5 +203,74 @@ TORCH_LIBRARY_IMPL(randfuse, CPU, m) {
   m.impl("sparse_sketch_adjoint", sparse_sketch_adjoint_cpu);
   m.impl("sparse_sketch_entries", sparse_sketch_entries_cpu);
 }
+
+#ifdef RANDFUSE_CUDA
+
+namespace {
+
+Tensor sparse_sketch_cuda(const Tensor& a, const Tensor& key, int64_t d, int64_t nnz,
+                          int64_t row_begin, int64_t row_end, int64_t col_offset) {
+  const Tensor keys = check_sparse_sketch(a, key, d, nnz, row_begin, row_end, col_offset);
+  const CudaScope scope(a);
+  const SparseOperator s{in<int64_t>(keys), keys.numel(), d, nnz, row_begin, row_end, col_offset};
+  const Tensor y = at::empty({s.count, s.rows(), a.size(1)}, a.options().dtype(at::kFloat));
+  const cuda::SketchCut cut(a.size(0), a.size(1), s);
+  const Tensor sums = at::empty({cut.chunks > 1 ? cut.chunks * y.numel() : 0}, y.options());
+  dispatch_cuda_float(a, [&](auto type) {
+    using T = decltype(type);
+    const cuda::SparseSketchArgs<T> args{
+        in<T>(a),      a.size(0),        a.size(1),
+        a.stride(0),   a.stride(1),      s,
+        out<float>(y), out<float>(sums), static_cast<float>(scale_of(nnz))};
+    C10_CUDA_CHECK(cuda::launch_sparse_sketch(args, scope));
+  });
+  return y;
+}
+
+Tensor sparse_sketch_adjoint_cuda(const Tensor& y, const Tensor& key, int64_t d, int64_t nnz,
+                                  int64_t row_begin, int64_t row_end, int64_t col_offset,
+                                  int64_t cols) {
+  constexpr const char* op = "sparse_sketch_adjoint";
+  const Tensor keys = check_sketch(op, key, y.device(), d, row_begin, row_end, col_offset, cols);
+  check_nonzeros(op, nnz, d);
+  const CudaScope scope(y);
+  const Tensor sketched = check_sketched(op, y, keys, row_end - row_begin);
+  const Tensor x = at::empty({cols, y.size(2)}, sketched.options());
+  const cuda::SparseAdjointArgs args{
+      in<float>(sketched),
+      out<float>(x),
+      cols,
+      y.size(2),
+      {in<int64_t>(keys), keys.numel(), d, nnz, row_begin, row_end, col_offset},
+      static_cast<float>(scale_of(nnz))};
+  C10_CUDA_CHECK(cuda::launch_sparse_sketch_adjoint(args, scope));
+  return x;
+}
+
+std::tuple<Tensor, Tensor> sparse_sketch_entries_cuda(const Tensor& key, int64_t d, int64_t nnz,
+                                                      int64_t col_offset, int64_t cols) {
+  constexpr const char* op = "sparse_sketch_entries";
+  const Tensor keys = check_sketch(op, key, key.device(), d, 0, d, col_offset, cols);
+  check_nonzeros(op, nnz, d);
+  const CudaScope scope(key);
+  const Tensor rows = at::empty({keys.numel(), nnz, cols}, keys.options());
+  const Tensor signs = at::empty(rows.sizes(), keys.options().dtype(at::kChar));
+  const cuda::SparseEntriesArgs args{out<int64_t>(rows),
+                                     out<int8_t>(signs),
+                                     cols,
+                                     {in<int64_t>(keys), keys.numel(), d, nnz, 0, d, col_offset}};
+  C10_CUDA_CHECK(cuda::launch_sparse_sketch_entries(args, scope));
+  return {rows, signs};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(randfuse, CUDA, m) {
+  m.impl("sparse_sketch", sparse_sketch_cuda);
+  m.impl("sparse_sketch_adjoint", sparse_sketch_adjoint_cuda);
+  m.impl("sparse_sketch_entries", sparse_sketch_entries_cuda);
+}
+
+#endif  // RANDFUSE_CUDA
 
 }  // namespace randfuse

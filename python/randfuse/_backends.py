@@ -103,6 +103,8 @@ def _resolve(op: str, args: tuple[Any, ...]) -> Callable:
     if backend == "cuda" and op in _table.NO_CUDA:
         raise ValueError(f"{op}: backend must be 'auto', 'triton' or 'reference' on a GPU, got 'cuda'")
     if backend == "triton":
+        if op in _table.NO_TRITON:
+            raise ValueError(f"{op}: backend must be 'auto', 'cpu', 'cuda' or 'reference', got 'triton'")
         _triton()
     kernels = "randfuse_triton" if backend == "triton" else "randfuse"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -126,9 +128,10 @@ def _auto(op: str, device: str, args: tuple[Any, ...]) -> str:
         return "reference"
     if op in _table.NO_CUDA:
         return "triton" if _HAS_TRITON else "reference"
-    if _extension.has_cuda and _HAS_TRITON:
+    has_triton = _HAS_TRITON and op not in _table.NO_TRITON
+    if _extension.has_cuda and has_triton:
         return _table.choose(op, args)
-    return "cuda" if _extension.has_cuda else "triton" if _HAS_TRITON else "reference"
+    return "cuda" if _extension.has_cuda else "triton" if has_triton else "reference"
 
 
 def _triton() -> None:

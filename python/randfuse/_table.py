@@ -23,6 +23,9 @@ NO_CUDA = frozenset(
         "block_dropout_linear",
         "block_dropout_linear_dgrad",
         "block_dropout_linear_wgrad",
+        "dense_sketch",
+        "dense_sketch_adjoint",
+        "dense_sketch_entries",
         "dropconnect_linear",
         "kept_blocks",
         "lora_linear",
@@ -34,22 +37,16 @@ NO_CUDA = frozenset(
     }
 )
 
+# Ops that have no Triton kernel: CUDA's, and the reference where the extension has none.
+NO_TRITON = frozenset({"hadamard_transform"})
+
 # Ops that have no GPU kernel: on a GPU the reference runs.
 CPU_ONLY = frozenset(
     {
-        "categorical_race",
-        "categorical_sample",
-        "categorical_sample_with_stats",
         "csr_sketch",
-        "dense_sketch",
-        "dense_sketch_adjoint",
-        "dense_sketch_entries",
         "distinct_rows",
-        "hadamard_transform",
         "multi_sample_cross_entropy_with_grads",  # by design: `ops/` calls it for CPU tensors
-        "sparse_sketch",
-        "sparse_sketch_adjoint",
-        "sparse_sketch_entries",
+        "speculative_accept",
     }
 )
 

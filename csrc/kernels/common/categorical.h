@@ -45,6 +45,8 @@ RF_INLINE double tile_mass(const TileStats<Z>& tile, Z row_max, double inverse) 
 }
 
 RF_HD uint32_t draw_domain() { return domain_word(static_cast<uint32_t>(Op::kCategorical), 5); }
+RF_HD uint32_t accept_domain() { return domain_word(static_cast<uint32_t>(Op::kAcceptCoin), 5); }
+RF_HD uint32_t residual_domain() { return domain_word(static_cast<uint32_t>(Op::kResidual), 5); }
 RF_HD uint32_t race_high_domain() { return domain_word(static_cast<uint32_t>(Op::kRaceHigh), 5); }
 RF_HD uint32_t race_low_domain() { return domain_word(static_cast<uint32_t>(Op::kRaceLow), 5); }
 

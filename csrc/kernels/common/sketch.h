@@ -12,6 +12,13 @@ namespace randfuse {
 template <class T>  // what sums of T are held in
 using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// Rows [row_begin, row_end) and columns from col_offset on of `count` sparse operators with d rows.
+struct SparseOperator {
+  const int64_t* keys;  // (count,)
+  int64_t count, d, nnz, row_begin, row_end, col_offset;
+  RF_HD int64_t rows() const { return row_end - row_begin; }
+};
+
 template <int kRounds>
 RF_HD Words long_block(uint64_t key, uint64_t number, uint32_t s, uint32_t domain) {
   return block<kRounds>(key, static_cast<uint32_t>(number >> 32), static_cast<uint32_t>(number), s,
@@ -27,7 +34,10 @@ RF_HD float nonzero_sign(uint32_t word) { return word & 1u ? -1.0f : 1.0f; }
 
 // Nonzero t of each column lies in rows [floor(t d / nnz), floor((t + 1) d / nnz)): no two in one.
 RF_HD uint32_t first_row(int64_t d, int64_t nnz, int64_t t) {
-  return static_cast<uint32_t>(t * d / nnz);
+  // Without a 64-bit division, which GPUs call a function for; d < 2^31, t <= nnz <= 1024.
+  const uint32_t parts = static_cast<uint32_t>(nnz), index = static_cast<uint32_t>(t);
+  const uint32_t whole = static_cast<uint32_t>(d) / parts, rest = static_cast<uint32_t>(d) % parts;
+  return index * whole + index * rest / parts;
 }
 
 }  // namespace randfuse

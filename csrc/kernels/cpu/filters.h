@@ -101,14 +101,11 @@ struct CutFinder {
 template <class Reader, class Z>
 inline Cut<Z> find_cut(Reader reader, const CutFinder<Z>& finder, int64_t top_k, double top_p,
                        double min_p) {
-  if (top_k < reader.rows.vocab) reader.cut = finder.template reach<true>(reader, top_k);
-  if (top_p < 1.0) {
-    const Cut<Z> cut = finder.template reach<false>(reader, top_p);
+  const auto take = [&](const Cut<Z>& cut) {  // NaN, the last of all, is no stricter
     if (cut.stricter_than(reader.cut)) reader.cut = cut;
-  }
-  if (min_p > 0.0) {
-    const Cut<Z> cut = finder.at_least(min_p);
-    if (cut.stricter_than(reader.cut)) reader.cut = cut;
-  }
+  };
+  if (top_k < reader.rows.vocab) take(finder.template reach<true>(reader, top_k));
+  if (top_p < 1.0) take(finder.template reach<false>(reader, top_p));
+  if (min_p > 0.0) take(finder.at_least(min_p));
   return reader.cut;
 }

@@ -19,13 +19,16 @@ struct LogitReader {
   const T* logits;
   const T* uncond;
   const int32_t* bitmask;
-  Cut<Z> cut;  // nothing is cut until a filter says so
+  double temperature;   // at which several logits of one token add up
+  Cut<Z> cut;           // nothing is cut until a filter says so
+  int64_t banned = -1;  // a token that is left out
 
-  LogitReader(const cpu::LogitRows<T>& r, int64_t row)
+  LogitReader(const cpu::LogitRows<T>& r, int64_t row, double t)
       : rows(r),
         logits(r.logits + r.layout.offset(row)),
         uncond(r.uncond ? r.uncond + r.uncond_layout.offset(row) : nullptr),
         bitmask(r.bitmask ? r.bitmask + row * r.bitmask_words : nullptr),
+        temperature(t),
         cut{static_cast<Z>(-INFINITY), kMaxVocab} {}
 
   int tiles() const { return static_cast<int>((rows.vocab + kTile - 1) / kTile); }
@@ -35,11 +38,15 @@ struct LogitReader {
     const int n = static_cast<int>(rows.vocab - first < kTile ? rows.vocab - first : kTile);
     const int padded = (n + kPad - 1) / kPad * kPad;
     const bool cuts = cut.value > static_cast<Z>(-INFINITY);
+    const bool here = first <= banned && banned < first + n;
     if constexpr (std::is_same_v<T, Z>) {
-      const bool plain = !uncond && !bitmask && !cuts && rows.num_exclude == 0;
-      if (plain && n == padded) return {logits + first, n, first};
+      const bool plain = !uncond && !bitmask && !cuts && !rows.token && rows.num_exclude == 0;
+      if (plain && n == padded && !here) return {logits + first, n, first};
     }
-    widen(logits + first, n, buffer);
+    if (rows.token)
+      gather(first, n, buffer);
+    else
+      widen(logits + first, n, buffer);
     for (int c = n; c < padded; ++c) buffer[c] = static_cast<Z>(-INFINITY);
     if (uncond) {
       Z other[kTile];
@@ -55,6 +62,7 @@ struct LogitReader {
       for (int c = 0; c < n; ++c)
         buffer[c] = cut.keeps(buffer[c], first + c) ? buffer[c] : static_cast<Z>(-INFINITY);
     }
+    if (here) buffer[banned - first] = static_cast<Z>(-INFINITY);
     return {buffer, padded, first};
   }
 
@@ -67,17 +75,42 @@ struct LogitReader {
     for (; c < n; ++c) out[c] = to_float(in[c]);
   }
 
-  void exclude(int64_t first, int n, Z* buffer) const {
-    first += rows.col_offset;
-    int64_t low = 0, high = rows.num_exclude;  // the first id that is not below the tile
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (rows.exclude[middle] < first)
+  // The first of n ascending ids that is not below `least`.
+  static int64_t first_from(const int64_t* ids, int64_t n, int64_t least) {
+    int64_t low = 0;
+    while (low < n) {
+      const int64_t middle = (low + n) / 2;
+      if (ids[middle] < least)
         low = middle + 1;
       else
-        high = middle;
+        n = middle;
     }
-    for (; low < rows.num_exclude && rows.exclude[low] < first + n; ++low)
-      buffer[rows.exclude[low] - first] = static_cast<Z>(-INFINITY);
+    return low;
+  }
+
+  void exclude(int64_t first, int n, Z* buffer) const {
+    first += rows.col_offset;
+    for (int64_t k = first_from(rows.exclude, rows.num_exclude, first);
+         k < rows.num_exclude && rows.exclude[k] < first + n; ++k)
+      buffer[rows.exclude[k] - first] = static_cast<Z>(-INFINITY);
+  }
+
+  void gather(int64_t first, int n, Z* buffer) const {
+    for (int c = 0; c < n; ++c) buffer[c] = static_cast<Z>(-INFINITY);
+    for (int64_t k = first_from(rows.token, rows.num_columns, first);
+         k < rows.num_columns && rows.token[k] < first + n; ++k) {
+      Z& z = buffer[rows.token[k] - first];
+      z = joined(z, static_cast<Z>(to_float(logits[rows.column[k]])));
+    }
+  }
+
+  // The logit whose probability is that of a and b together: T log(exp(a / T) + exp(b / T)).
+  Z joined(Z a, Z b) const {
+    if (a != a || b != b) return static_cast<Z>(NAN);
+    const Z high = a > b ? a : b, low = a > b ? b : a;
+    if (low == static_cast<Z>(-INFINITY) || high == static_cast<Z>(INFINITY)) return high;
+    const double gap = static_cast<double>(low) - static_cast<double>(high);
+    const double more = temperature * log64(1.0 + exp64(gap / temperature));
+    return static_cast<Z>(static_cast<double>(high) + more);
   }
 };

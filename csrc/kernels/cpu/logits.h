@@ -41,6 +41,10 @@ struct LogitRows {
   const int32_t* bitmask;  // (rows, bitmask_words), bit set = allowed; may be null
   int64_t bitmask_words;
   int64_t col_offset = 0;  // id of the first token of a row; a multiple of 4
+  // Rows over another vocabulary: column[k] of a row is a logit of token[k], and a token may have
+  // several or none. Null: column v is token v.
+  const int64_t *token, *column;  // (num_columns,), token ascending
+  int64_t num_columns;
 };
 
 // A parameter that all rows share or that each row of the logits has.
@@ -52,6 +56,15 @@ struct PerRow {
   V at(int64_t row, V otherwise) const {
     return values == nullptr ? otherwise : values[shared ? 0 : row];
   }
+};
+
+// A row as its measurement left it: token v has probability exp((z_v - max) / T) / total.
+template <class Z>
+struct RowLaw {
+  Z max;
+  double total;
+  Cut<Z> cut;
+  bool exact;
 };
 
 struct Racer {

@@ -25,17 +25,39 @@ struct RowDraws {
   double temperature, inverse;  // > 0; 1 / temperature
   cpu::RowScratch<Z>& scratch;
   Z max = 0;
+  double total = 0.0;  // sum of exp((z - max) / T)
   bool has_nan = false, measured = false;
+  bool exact = false;  // the total is that of float64, and so are the tiles' where there are any
 
   RowDraws(const cpu::LogitRows<T>& rows, int64_t row, double t, cpu::RowScratch<Z>& s)
-      : reader(rows, row), temperature(t), inverse(1.0 / t), scratch(s) {}
+      : reader(rows, row, t), temperature(t), inverse(1.0 / t), scratch(s) {}
 
   bool finite() const { return max - max == 0; }
   Tile<Z> read(int t) { return reader.read(t, scratch.buffer); }
+  Z logit(int64_t token) { return read(static_cast<int>(token / kTile)).z[token % kTile]; }
+  double probability(int64_t token) { return weight64(logit(token), max, inverse) / total; }
 
-  // The read of the logits.
+  using Law = cpu::RowLaw<Z>;
+  Law law() const { return {max, total, reader.cut, exact}; }
+
+  // Instead of measuring: what an earlier look at the row found out.
+  void adopt(const Law& law) {
+    max = law.max;
+    total = law.total;
+    reader.cut = law.cut;
+    exact = law.exact;
+  }
+  // The same with log of the sum of exp(z / T); false if that is no number.
+  bool adopt(double logsumexp) {
+    max = static_cast<Z>(logsumexp * temperature);
+    total = std::exp(logsumexp - static_cast<double>(max) * inverse);
+    exact = true;
+    return finite();
+  }
+
+  // The read of the logits; `known` are statistics of the uncut tiles that another thread took.
   template <bool kDot>
-  void measure() {
+  void measure(const TileStats<Z>* known = nullptr) {
     max = static_cast<Z>(-INFINITY);
     for (int t = 0; t < reader.tiles(); ++t) {
       // A tile wholly below the cut needs no second look.
@@ -43,11 +65,40 @@ struct RowDraws {
         scratch.tiles[t] = {static_cast<Z>(-INFINITY), static_cast<Z>(-INFINITY), 0.0, 0.0, false};
         continue;
       }
-      scratch.tiles[t] = tile_stats<kDot>(read(t), inverse, scratch.weights);
+      scratch.tiles[t] = known ? known[t] : tile_stats<kDot>(read(t), inverse, scratch.weights);
       has_nan |= scratch.tiles[t].has_nan;
       max = scratch.tiles[t].max > max ? scratch.tiles[t].max : max;
     }
     measured = true;
+    exact = std::is_same_v<Z, double>;
+    weigh_tiles();
+  }
+
+  template <bool kDot>
+  void tile_range(int begin, int end, TileStats<Z>* out) {
+    for (int t = begin; t < end; ++t) out[t] = tile_stats<kDot>(read(t), inverse, scratch.weights);
+  }
+
+  // Sums in float64, where those in float32 leave a decision open.
+  template <bool kDot = false>
+  void make_exact() {
+    if (exact) return;
+    if (!measured) measure<kDot>();
+    for (int t = 0; t < reader.tiles(); ++t)
+      exact_sums<kDot>(read(t), inverse, scratch.weights, &scratch.tiles[t]);
+    exact = true;
+    weigh_tiles();
+  }
+
+  // A measured row goes on without `token`.
+  void ban(int64_t token) {
+    reader.banned = token;
+    const int own = static_cast<int>(token / kTile);
+    scratch.tiles[own] = tile_stats<false>(read(own), inverse, scratch.weights);
+    max = static_cast<Z>(-INFINITY);
+    for (int t = 0; t < reader.tiles(); ++t)
+      max = scratch.tiles[t].max > max ? scratch.tiles[t].max : max;
+    exact = std::is_same_v<Z, double>;
     weigh_tiles();
   }
 
@@ -76,31 +127,21 @@ struct RowDraws {
     return tile.first + token_at(scratch.weights, tile.n, coin53(w.r[2], w.r[3]));
   }
 
-  // The tile in which the running mass passes u times the whole, as float64 sums would have it.
   int tile_of(double u) {
     for (;;) {
-      double total = 0.0, before = 0.0, after = 0.0;
-      for (int t = 0; t < reader.tiles(); ++t) total += scratch.mass[t];
-      const double target = u * total;  // below total: coin53
-      int t = 0;
-      while ((after = before + scratch.mass[t]) <= target) before = after, ++t;
-      // The edges at 0 and at the whole do not move.
-      const double slack = exact ? 0.0 : kSumError * total;
-      if ((before == 0.0 || target - before >= slack) &&
-          (after == total || after - target >= slack)) {
-        return t;
-      }
-      for (int k = 0; k < reader.tiles(); ++k)
-        exact_sums<false>(read(k), inverse, scratch.weights, &scratch.tiles[k]);
-      exact = true;
-      weigh_tiles();
+      const int t = tile_at(scratch.mass, reader.tiles(), u, exact ? 0.0 : kSumError * total);
+      if (t >= 0) return t;
+      make_exact();
     }
   }
 
   // argmax of z / T - log E, the lowest index among equals, into the racers; all draws in one read.
-  void race(const Coins& coins, int64_t draws) {
+  void race(const Coins& coins, int64_t draws) { race(coins, draws, 0, reader.tiles()); }
+
+  // The same over tiles [begin, end).
+  void race(const Coins& coins, int64_t draws, int begin, int end) {
     for (int64_t s = 0; s < draws; ++s) scratch.racers[s] = {-INFINITY, 0};
-    for (int t = 0; t < reader.tiles(); ++t) {
+    for (int t = begin; t < end; ++t) {
       const Tile<Z> tile = read(t);
       for (int64_t s = 0; s < draws; ++s)
         race_tile(tile, coins, static_cast<uint32_t>(s), &scratch.racers[s]);
@@ -143,11 +184,10 @@ struct RowDraws {
   }
 
  private:
-  bool exact = std::is_same_v<Z, double>;  // sums of the tiles are those of float64
-
   void weigh_tiles() {
+    total = 0.0;
     for (int t = 0; t < reader.tiles(); ++t)
-      scratch.mass[t] = tile_mass(scratch.tiles[t], max, inverse);
+      total += scratch.mass[t] = tile_mass(scratch.tiles[t], max, inverse);
   }
 
   // Sum of exp((z - max) / T) over all tokens but one, never as a difference.

@@ -15,13 +15,6 @@
 
 namespace randfuse::cpu {
 
-// Rows [row_begin, row_end) and columns from col_offset on of K operators with d rows.
-struct SparseOperator {
-  const int64_t* keys;  // (count,)
-  int64_t count, d, nnz, row_begin, row_end, col_offset;
-  int64_t rows() const { return row_end - row_begin; }
-};
-
 struct Nonzero {
   int64_t row;  // among the rows of all Y_k
   float sign;

@@ -6,8 +6,7 @@ namespace randfuse::RF_ISA {
 constexpr int64_t kBatch = cpu::kSketchBatch;
 
 // Words of nonzero t of operator k for the kBatch columns around `column`.
-inline void draw(const cpu::SparseOperator& op, int64_t k, int64_t t, int64_t column,
-                 uint32_t* words) {
+inline void draw(const SparseOperator& op, int64_t k, int64_t t, int64_t column, uint32_t* words) {
   const uint64_t number = static_cast<uint64_t>(column / kBatch) * (kBatch / 4);
   const Row row =
       row_of(static_cast<uint64_t>(op.keys[k]), static_cast<uint32_t>(number >> 32),
@@ -20,8 +19,7 @@ inline void draw(const cpu::SparseOperator& op, int64_t k, int64_t t, int64_t co
 // body(e, c, row, sign): nonzero e = k * nnz + t of column c of a run of at most kBatch columns
 // that does not cross a multiple of kBatch; row is in the whole operator.
 template <class Body>
-inline void for_each_nonzero(const cpu::SparseOperator& op, int64_t begin, int64_t count,
-                             Body&& body) {
+inline void for_each_nonzero(const SparseOperator& op, int64_t begin, int64_t count, Body&& body) {
   const int64_t column = op.col_offset + begin, skip = column % kBatch;
   for (int64_t e = 0; e < op.count * op.nnz; ++e) {
     alignas(64) uint32_t words[kBatch];
@@ -38,7 +36,7 @@ inline void for_each_nonzero(const cpu::SparseOperator& op, int64_t begin, int64
 
 // body(begin, count): the columns [begin, begin + count) of the operator's block, run by run.
 template <class Body>
-inline void for_each_run(const cpu::SparseOperator& op, int64_t begin, int64_t end, Body&& body) {
+inline void for_each_run(const SparseOperator& op, int64_t begin, int64_t end, Body&& body) {
   while (begin < end) {
     const int64_t left = kBatch - (op.col_offset + begin) % kBatch;
     const int64_t count = left < end - begin ? left : end - begin;
@@ -53,7 +51,7 @@ struct Run {
   cpu::Nonzero* entries;  // nonzero e of column c at e * kBatch + c; row < 0: outside of the block
   int64_t most;
 
-  Run(const cpu::SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
+  Run(const SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
       : entries(buffer), most(op.count * op.nnz) {
     for_each_nonzero(op, begin, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
       const int64_t outside = row >= op.row_begin && row < op.row_end ? 0 : -1;
@@ -107,6 +105,31 @@ inline void scatter(const Run& run, int64_t c, const S* x, S* sums, int64_t stri
       [&](int64_t l) {
         run.column(c, [&](int64_t row, float sign) { sums[row * stride + l] += sign * x[l]; });
       });
+}
+
+// The same for all columns of a run where each has one element, which shares its nonzeros with no
+// other: rows and terms are made by registers. A sum gets its terms in the same order.
+template <class S>
+inline void scatter_one(const SparseOperator& op, int64_t begin, int64_t count, const S* x,
+                        int64_t x_stride, S* sums, int64_t stride) {
+  const int64_t column = op.col_offset + begin, skip = column % kBatch;
+  for (int64_t e = 0; e < op.count * op.nnz; ++e) {
+    alignas(64) uint32_t words[kBatch], rows[kBatch];
+    alignas(64) S terms[kBatch];
+    const int64_t k = e / op.nnz, t = e % op.nnz;
+    draw(op, k, t, column, words);
+    const uint32_t first = first_row(op.d, op.nnz, t);
+    const uint32_t size = first_row(op.d, op.nnz, t + 1) - first;
+    for (int64_t c = 0; c < count; ++c) {
+      rows[c] = static_cast<uint32_t>(nonzero_row(words[skip + c], first, size));
+      terms[c] = nonzero_sign(words[skip + c]) * x[c * x_stride];
+    }
+    S* const y = sums + k * op.rows() * stride;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t row = static_cast<int64_t>(rows[c]) - op.row_begin;
+      if (row >= 0 && row < op.rows()) y[row * stride] += terms[c];
+    }
+  }
 }
 
 // x = scale * sum of sign * y[row] over the nonzeros of one column.
@@ -166,11 +189,14 @@ struct Batch {
     stride = cols;
     if (a.col_stride == 1) {
       for (int64_t r = 0; r < rows; ++r) widen(from + r * a.row_stride, 1, buffer + r * cols, cols);
-    } else {  // column by column: there it is that neighbours lie
-      for (int64_t c = 0; c < cols; ++c) {
-        const T* column = from + c * a.col_stride;
+    } else {  // a cache line of the buffer at a time, of as many columns that are read along
+      constexpr int64_t kLine = 64 / sizeof(Sum);
+      for (int64_t c = 0; c < cols; c += kLine) {
+        const int64_t end = c + kLine < cols ? c + kLine : cols;
         for (int64_t r = 0; r < rows; ++r) {
-          buffer[r * cols + c] = to_float(column[r * a.row_stride]);
+          for (int64_t l = c; l < end; ++l) {
+            buffer[r * cols + l] = to_float(from[l * a.col_stride + r * a.row_stride]);
+          }
         }
       }
     }
@@ -199,6 +225,8 @@ void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, cpu::Non
     std::memset(sums, 0, sizeof(SumOf<T>) * static_cast<size_t>(out_rows * width));
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
       const Batch<T> batch(a, row, count, tile.col, tile.cols, buffer);
+      if (tile.cols == 1)
+        return scatter_one(a.op, row, count, batch.data, batch.stride, sums, width);
       const Run run(a.op, row, count, entries);
       for (int64_t c = 0; c < count; ++c) {
         scatter(run, c, batch.data + c * batch.stride, sums, width, tile.cols);

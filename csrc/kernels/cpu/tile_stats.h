@@ -105,9 +105,19 @@ inline TileStats<double> tile_stats(const Tile<double>& tile, double inverse, do
   return stats;
 }
 
-// Where the running sum of weights passes u times the whole: chunks of kPad, then one token by
-// token.
-inline int token_at(const double* weights, int n, double u) {
+// The tile in which the running mass passes u times the whole; -1 where an edge is so near that
+// sums off by `slack` might have it on the other side.
+inline int tile_at(const double* mass, int tiles, double u, double slack) {
+  double total = 0.0, before = 0.0, after = 0.0;
+  for (int t = 0; t < tiles; ++t) total += mass[t];
+  const double target = u * total;  // below total: coin53
+  int t = 0;
+  while ((after = before + mass[t]) <= target) before = after, ++t;
+  return target - before >= slack && after - target >= slack ? t : -1;
+}
+
+// The same among the weights of a tile: chunks of kPad, then one token by token.
+inline int token_at(const double* weights, int n, double u, double slack = 0.0) {
   double prefix[kTile / kPad];
   double total = 0.0;
   const int chunks = n / kPad;
@@ -115,12 +125,14 @@ inline int token_at(const double* weights, int n, double u) {
   const double target = u * total;  // below total: coin53
   int k = 0;
   while (prefix[k] <= target) ++k;
-  double running = k == 0 ? 0.0 : prefix[k - 1];
+  double running = k == 0 ? 0.0 : prefix[k - 1], before = running;
   int found = 0;
   for (int c = k * kPad; c < (k + 1) * kPad; ++c) {
     if (weights[c] == 0.0) continue;
     found = c;  // the last one with a weight, should rounding leave the sum short of the target
+    before = running;
     if ((running += weights[c]) > target) break;
   }
-  return found;
+  const bool open = target - before < slack || running - target < slack;
+  return slack > 0.0 && open ? -1 : found;
 }

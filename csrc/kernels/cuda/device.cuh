@@ -8,6 +8,7 @@
 //   store_words(to, words)                one 16-byte store to global memory
 //   load_constant(p)                      of memory that nothing writes meanwhile
 //   unpack2<T>, pack2<T>                  two 16-bit floats in a word, the lower column low
+//   exp2_approx(x)                        2^x within 2^-22, zero instead of subnormal
 //   mma_m16n8k16<T>(c, a, b0, b1)         c (16,8) fp32 += a (16,16) b (16,8) across a warp
 //   launch(kernel, blocks, threads, ...)  with the status of the launch
 #pragma once
@@ -49,6 +50,12 @@ RF_DEVICE void store_words(void* to, const Words& v) {
 // Of memory that nothing writes while the kernel runs: may be moved across stores.
 RF_DEVICE int64_t load_constant(const int64_t* p) {
   return __ldg(reinterpret_cast<const long long*>(p));
+}
+
+RF_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 template <class T>
@@ -156,6 +163,7 @@ RF_DEVICE float load1(const T* p) {
   unpack2<T>(p->bits, low, high);
   return low;
 }
+RF_DEVICE float load1(const float* p) { return *p; }
 template <class T>
 RF_DEVICE void store1(T* p, float v) {
   p->bits = static_cast<uint16_t>(pack2<T>(v, 0.0f));

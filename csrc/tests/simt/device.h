@@ -19,8 +19,7 @@
 #define RF_SHARED(T, name, offset, count) \
   T* const name = static_cast<T*>(::simt::shared_array(offset, (count) * sizeof(T), alignof(T)))
 
-using std::min;
-
+using std::max, std::min;
 #define RF_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(RF_SITE) { simt::block_barrier(file, line); }
@@ -58,6 +57,7 @@ void cp_async_wait() {
 
 inline void store_words(void* to, const Words& v) { *static_cast<Words*>(to) = v; }
 inline int64_t load_constant(const int64_t* p) { return *p; }
+inline float exp2_approx(float x) { return std::exp2(x); }
 
 template <class T>
 void unpack2(uint32_t word, float& low, float& high) {

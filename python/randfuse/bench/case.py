@@ -70,9 +70,13 @@ class AnyCase(ABC):
 
 
 class SamplerCase(AnyCase):
-    """An op that yields tokens (…,) of logits "x" (…, V) and has no derivative."""
+    """An op that yields tokens (…,) of logits (…, V) and has no derivative."""
 
     passes = PASSES[:1]
+
+    def logits(self, inputs: Inputs) -> Tensor:
+        """What tokens are drawn from."""
+        return inputs["x"]
 
     @abstractmethod
     def tokens(self, inputs: Inputs, key: Tensor) -> Tensor:

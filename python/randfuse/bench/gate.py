@@ -29,7 +29,7 @@ def admit(case: AnyCase, shape: Shape, forward: Forward, inputs: Inputs, key: Te
     if isinstance(case, Case):
         check(case, forward, inputs, expected=None if key is None else case.mask(shape, key), floor=floor)
     elif isinstance(case, SamplerCase) and not floor:  # the floor draws nothing
-        check_tokens(forward, inputs, expected=None if key is None else case.tokens(inputs, key))
+        check_tokens(case, forward, inputs, expected=None if key is None else case.tokens(inputs, key))
 
 
 def gradients(case: Case, forward: Forward, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,14 +77,17 @@ def _assert_sane(case: Case, inputs: Inputs, out: Tensor, grads: dict[str, Tenso
         assert value.isfinite().all(), f"{name}: must be finite"
 
 
-def check_tokens(forward: Forward, inputs: Inputs, *, expected: Tensor | None) -> None:
+def check_tokens(case: SamplerCase, forward: Forward, inputs: Inputs, *, expected: Tensor | None) -> None:
     """Raise GateError unless `forward` yields `expected`, or, being another sampler, an allowed token for every row."""
     try:
-        out = forward(inputs).reshape(inputs["x"].shape[:-1])
+        logits = case.logits(inputs)
+        out = forward(inputs).reshape(logits.shape[:-1])
         if expected is not None:
             assert_bitwise_equal(out, expected, name="tokens")
-        logits = inputs["x"].gather(-1, out.unsqueeze(-1))
-        assert (logits > -torch.inf).all(), "a token of no probability was drawn"
+        emitted = out >= 0  # places after the last token hold -1
+        of_tokens = logits.gather(-1, out.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        assert emitted.reshape(len(out), -1)[:, 0].all(), "a row must have a token"
+        assert (of_tokens[emitted] > -torch.inf).all(), "a token of no probability was drawn"
     except AssertionError as error:
         raise GateError(str(error)) from error
 

@@ -11,7 +11,20 @@ from .._backends import unavailable, use_backend
 from .case import AnyCase, Forward
 
 BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("auto", "cuda", "triton", "reference")}  # device -> randfuse's
-PLAIN = ("eager", "native", "gumbel32", "race32", "multinomial", "race", "softmax", "compile", "floor")
+PLAIN = (
+    "eager",
+    "native",
+    "gumbel32",
+    "float64",
+    "race32",
+    "multinomial",
+    "race",
+    "block",
+    "sampled",
+    "softmax",
+    "compile",
+    "floor",
+)
 
 
 @dataclass

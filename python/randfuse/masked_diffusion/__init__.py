@@ -8,6 +8,7 @@ it gives does not depend on its batch. Random words: domains 12 to 15 of docs/st
 from .ancestral import ancestral_step, reveal
 from .confidence import confidence_step, maskgit_count, transfer_counts
 from .first_hitting import FirstHit, FirstHitting, first_hit, first_hitting_step, hitting_steps
+from .generate import generate
 from .remask import Remasked, dfm_step_size, remask_step
 from .schedules import Cosine, Geometric, LogLinear, Polynomial, Schedule
 from .svdd import Selected, ancestral_candidates, select_by_value
@@ -32,6 +33,7 @@ __all__ = [
     "dfm_step_size",
     "first_hit",
     "first_hitting_step",
+    "generate",
     "hitting_steps",
     "loss",
     "maskgit_count",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Logits = Tensor | Callable[[Tensor], Tensor]
 
 
-class Sampling(TypedDict, total=False):
+class Options(TypedDict, total=False):
     """Options of `randfuse.categorical_sample` that steps pass on; per-row tensors have shape (B, L)."""
 
     temperature: float | Tensor
@@ -29,6 +29,11 @@ class Sampling(TypedDict, total=False):
     exclude: Tensor | None
     uncond_logits: Logits | None
     cfg_scale: float
+
+
+class Sampling(Options, total=False):
+    """The same with the way of drawing; `generate` has another method."""
+
     method: Literal["cdf", "race"]
 
 

@@ -30,6 +30,7 @@ def confidence_step(
     noise: float = 0.0,
     noise_on: Literal["probability", "logprob"] = "probability",
     tempered: bool = False,
+    defer: Tensor | None = None,
     step: int | Tensor = 0,
     window: Tensor | None = None,
     key: Tensor | None = None,
@@ -61,6 +62,7 @@ def confidence_step(
             replacement from softmax(score / alg_temp). `noise_on="logprob"` adds it to log p instead.
         tempered: rank by the law that was drawn from; otherwise by softmax of the logits as they are, as LLaDA and
             Fast-dLLM do: a tempered confidence is 1 nearly everywhere. The second law costs a second read.
+        defer: int64 (E,), tokens that rank last when drawn, as LLaDA does with the end of text.
         window: bool (B, L), the block that is decoded.
 
     Nie et al., "Large Language Diffusion Models" (LLaDA), 2025; Ye et al., "Dream 7B", 2025; Wu et al., "Fast-dLLM",
@@ -90,6 +92,8 @@ def confidence_step(
         score = _words.uniform(state.words(_words.NOISE))
     elif noise:
         score = score + noise * _words.gumbel(state.words(_words.NOISE))
+    if defer is not None:
+        score = score.masked_fill(torch.isin(_spread(state, rows, drawn), defer), -torch.inf)
     rank, order = ranks(score, state.masked)
     chosen = torch.zeros_like(state.masked)
     if count is not None:

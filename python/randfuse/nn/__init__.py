@@ -11,6 +11,7 @@ from .mixout_linear import MixoutLinear
 from .multi_sample_dropout_head import MultiSampleDropoutHead
 from .patch import patch
 from .schedule import DropoutSchedule
+from .sketched_linear import SketchedLinear
 from .weight_drop import WeightDrop
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LockedDropout",
     "MixoutLinear",
     "MultiSampleDropoutHead",
+    "SketchedLinear",
     "WeightDrop",
     "patch",
 ]

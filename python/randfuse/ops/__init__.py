@@ -7,6 +7,7 @@ from .dropout import dropout, dropout_mask
 from .dropout_linear import dropout_linear
 from .embedding_dropout import embedding_dropout
 from .hadamard_transform import hadamard_transform
+from .linear_categorical_sample import linear_categorical_sample
 from .linear_dropout import linear_dropout
 from .lora_linear import lora_ensemble, lora_linear
 from .lora_updates import lora_updates
@@ -15,6 +16,9 @@ from .mixout_linear import mixout, mixout_linear
 from .multi_sample_cross_entropy import multi_sample_cross_entropy
 from .multi_sample_linear import multi_sample_linear
 from .multi_sample_mse import multi_sample_mse
+from .multinomial import multinomial
+from .speculative_accept import speculative_accept
+from .speculative_accept_tree import speculative_accept_tree
 
 __all__ = [
     "categorical_race",
@@ -27,6 +31,7 @@ __all__ = [
     "dropout_mask",
     "embedding_dropout",
     "hadamard_transform",
+    "linear_categorical_sample",
     "linear_dropout",
     "lora_ensemble",
     "lora_linear",
@@ -37,4 +42,7 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_mse",
+    "multinomial",
+    "speculative_accept",
+    "speculative_accept_tree",
 ]

@@ -89,7 +89,8 @@ def categorical_sample(
 
     Raises:
         TypeError, ValueError: a wrong dtype, device, shape, value or id, named in the message. Values of tensors are
-            checked where they can be read, on the CPU.
+            checked where they can be read, on the CPU. On a GPU temperatures, filters and ids are brought into their
+            ranges (NaN filters nothing and is temperature 0); a row that does not exist gives token −1 and NaN.
 
     Zheng et al., "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical
     Sampling", 2024 (arXiv 2409.02908), on what inexact sampling does.

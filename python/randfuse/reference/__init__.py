@@ -24,6 +24,7 @@ from .multi_sample_cross_entropy import (
 from .multi_sample_linear import multi_sample_linear, multi_sample_linear_dgrad, multi_sample_linear_wgrad
 from .multi_sample_scale import multi_sample_scale
 from .sparse_sketch import csr_sketch, sparse_sketch, sparse_sketch_adjoint, sparse_sketch_entries
+from .speculative_accept import speculative_accept
 
 FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
@@ -66,5 +67,6 @@ FUNCTIONS: dict[str, Callable] = {
         sparse_sketch_adjoint,
         sparse_sketch_entries,
         csr_sketch,
+        speculative_accept,
     )
 }

@@ -51,12 +51,12 @@ def filtered(x: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tenso
     return torch.empty_like(s).scatter(-1, order, s)
 
 
-def draw_cdf(x: Tensor, keys: Tensor, rows: Tensor, draw: int) -> Tensor:
+def draw_cdf(x: Tensor, keys: Tensor, rows: Tensor, draw: int, op: int = streams.CATEGORICAL) -> Tensor:
     """One 53-bit coin picks the tile by its mass, another the token in it; nothing of no mass is ever picked."""
     tiles = torch.nn.functional.pad(x, (0, -x.shape[-1] % TILE), value=-torch.inf).unflatten(-1, (-1, TILE))
     top = tiles.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
     weight = (tiles - top).exp()
-    words = streams.block(keys, rows, 0, op=streams.CATEGORICAL, width=32, sample=draw)
+    words = streams.block(keys, rows, 0, op=op, width=32, sample=draw)
     u, v = (((high << 21) | (low >> 11)).double() * 2.0**-53 for low, high in (words[:2], words[2:]))
     tile = _first_above((weight.sum(-1) * top.squeeze(-1).exp()).cumsum(-1), u)
     inside = weight.gather(1, tile.reshape(-1, 1, 1).expand(-1, 1, TILE)).squeeze(1)

@@ -41,6 +41,7 @@ class Operator(ABC):
         self.rows, self.cols = (0, d), (0, m)
 
     takes_csr: ClassVar[bool] = False
+    keyed: ClassVar[bool] = True  # type, parameters and key determine all of it
 
     # --- a block, and how it acts on matrices with keys (K,) for K operators at once --------------------------------
 
@@ -169,6 +170,8 @@ def sketch_many(operators: Sequence[Operator], a: Tensor, dim: int = 0) -> Tenso
     if not operators:
         raise ValueError("sketch_many: operators must hold at least one, got none")
     first = operators[0]
+    if not first.keyed:
+        raise TypeError(f"sketch_many: operators must be determined by their keys, got {first}")
     for other in operators:
         if type(other) is not type(first) or _parameters(other) != _parameters(first):
             raise ValueError(f"sketch_many: operators must differ in their keys alone, got {first} and {other}")

@@ -1,0 +1,129 @@
+// top_k, top_p and min_p without a sort: the last token that is kept, by radix select over the bits
+// of the logits; the rule is that of kernels/cpu/filters.h. A block works on one row.
+//
+// Three histograms of at most 2048 bins and a search for ties. Bins hold integers, counts or
+// weights at 2^-61 of the row's, so that they do not depend on the order of the atomics. The first
+// histogram reads the row again (from L2 where it fits), the others only tiles that reach into the
+// bin where the budget ran out.
+#pragma once
+#include "row_stats.cuh"
+
+namespace randfuse::cuda {
+
+inline constexpr int kDigit = 11, kBins = 1 << kDigit;
+using Bin = unsigned long long;
+
+template <class T>
+struct CutFinder {
+  const LogitRows<T>& rows;
+  int64_t row;
+  const TileStats<float>* tiles;  // of the uncut row
+  RowWeight weight;               // relative to the row's maximum
+  double units;                   // weights are counted in 1 / units
+  Bin* bins;                      // (kBins,), shared by the block
+  double* memory;                 // a SharedTile of the warp's own
+  Cut<float> cut{-INFINITY, kMaxVocab};
+
+  // In the order of Cut, counts (top_k) or weights (top_p) added up: the first token at which the
+  // sum reaches `budget`, a number of tokens or a fraction of the row's weight.
+  template <bool kCount>
+  RF_DEVICE void reach(double budget) {
+    uint32_t prefix = 0;
+    double before = 0.0;
+    for (int fixed = 0; fixed < 32; fixed += kDigit) {
+      const int digit = min(kDigit, 32 - fixed), shift = 32 - fixed - digit, count = 1 << digit;
+      for (int b = threadIdx.x; b < kBins; b += kThreads) bins[b] = 0;
+      __syncthreads();
+      for_each_tile(prefix, fixed, [&](int tile) {
+        WarpTile<T, 4> logits(rows, row, tile, cut);
+#pragma unroll 1
+        for (int i = 0; i < kPerLane; i += 4, rotate<4>(logits.z)) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const uint32_t key = order_key(logits.z[k]);
+            if (fixed > 0 && key >> (32 - fixed) != prefix) continue;
+            const Bin amount = kCount ? 1 : amount_of(logits.z[k]);
+            if (amount != 0) atomicAdd(bins + (key >> shift & (count - 1)), amount);
+          }
+        }
+      });
+      __syncthreads();
+      // Each warp finds the same place: from the upper end, the bin in which the budget runs out.
+      const Place p = first_place(
+          count, [&](int b) { return static_cast<double>(bins[count - 1 - b]); },
+          [&](double sum, double whole) {
+            return before + sum >= (!kCount && fixed == 0 ? budget * whole : budget);
+          });
+      if (!kCount && fixed == 0) budget *= p.total;
+      before += p.before;
+      prefix = prefix << digit | static_cast<uint32_t>(count - 1 - p.at);
+      __syncthreads();
+    }
+    float value;
+    from_order_key(prefix, &value);
+    const double each = kCount ? 1.0 : static_cast<double>(amount_of(value));
+    // NaN, the last of all, and -inf cut nothing.
+    if (value > -INFINITY) take({value, last_of(value, (budget - before) / each)});
+    __syncthreads();
+  }
+
+  // The smallest logit z with (z - max) / T >= ln(min_p), found in the order of the keys.
+  RF_DEVICE void at_least(double min_p) {
+    const double bound = log64(min_p);
+    uint32_t low = order_key(-INFINITY), high = order_key(weight.max);
+    float z;
+    while (low < high) {
+      const uint32_t middle = low + (high - low) / 2;
+      from_order_key(middle, &z);
+      if ((double{z} - double{weight.max}) * weight.inverse >= bound) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    from_order_key(low, &z);
+    take({z, kMaxVocab});
+  }
+
+ private:
+  RF_DEVICE void take(const Cut<float>& other) {
+    if (other.stricter_than(cut)) cut = other;
+  }
+
+  RF_DEVICE Bin amount_of(float z) const { return static_cast<Bin>(weight(z) * units + 0.5); }
+
+  // The warps share the tiles that hold keys with this prefix or above.
+  template <class Visit>
+  RF_DEVICE void for_each_tile(uint32_t prefix, int fixed, const Visit& visit) const {
+    for (int tile = threadIdx.x / 32; tile < rows.tiles(); tile += kWarps) {
+      if (fixed > 0 && order_key(tiles[tile].max) >> (32 - fixed) < prefix) continue;
+      visit(tile);
+    }
+  }
+
+  // Of the tokens equal to `value`, the one with which there are `wanted` of them, by index.
+  RF_DEVICE int64_t last_of(float value, double wanted) {
+    for (int b = threadIdx.x; b < rows.tiles(); b += kThreads) bins[b] = 0;
+    __syncthreads();
+    for_each_tile(order_key(value), 0, [&](int tile) {
+      const WarpTile<T, 4> logits(rows, row, tile, cut);
+      int equal = 0;
+#pragma unroll
+      for (int k = 0; k < kPerLane; ++k) equal += logits.z[k] == value;
+      equal = warp_sum(equal);
+      if (threadIdx.x % 32 == 0) bins[tile] = static_cast<Bin>(equal);
+    });
+    __syncthreads();
+    const Place p = first_place(
+        rows.tiles(), [&](int t) { return static_cast<double>(bins[t]); },
+        [&](double sum, double) { return sum >= wanted; });
+    const SharedTile shared(memory);
+    shared.fill(WarpTile<T, 4>(rows, row, p.at, cut));
+    const Place in = first_place(
+        kTile, [&](int t) { return shared[t] == double{value} ? 1.0 : 0.0; },
+        [&](double sum, double) { return p.before + sum >= wanted; });
+    return int64_t{p.at} * kTile + in.at;
+  }
+};
+
+}  // namespace randfuse::cuda

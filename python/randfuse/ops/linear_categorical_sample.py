@@ -1,0 +1,161 @@
+"""`linear_categorical_sample`: tokens from hidden @ weight.T, whose N×V logits are never stored.
+
+Bytes: V·D weights and N·D hidden once, logits a chunk at a time, which stays in the cache; storing them would write and
+read 2·N·V values more, 18 MB of bf16 for N = 64 and V = 126464. The product is the library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import _checks, keys
+from .categorical_sample import RaceWinner, categorical_race, categorical_sample
+
+CHUNK_BYTES = 2**24  # of float32 logits: in the L2 cache of a GPU, and on a CPU a small part of what W is
+
+
+def linear_categorical_sample(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    *,
+    num_samples: int | None = None,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+    exclude: Tensor | None = None,
+    bitmask: Tensor | None = None,
+    uncond_hidden: Tensor | None = None,
+    cfg_scale: float = 0.0,
+    method: Literal["race", "cdf"] = "race",
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+) -> Tensor:
+    """Draw tokens from the logits of a language-model head, without storing them.
+
+    Equivalent to: ``randfuse.categorical_sample(F.linear(hidden, weight, bias), temperature, …)``: the same tokens
+    with the same key and method, but for products that the library rounds differently for different shapes.
+
+    "race" without filters goes through chunks of the vocabulary and keeps a score and a token a row: every weight is
+    read once. Its one exponential a token costs little beside the product; the winner of the chunks is the race's own.
+    Filters and "cdf" need whole rows, and go through chunks of rows: a chunk reads the weights again, which its
+    products outweigh.
+
+    Args:
+        hidden: (…, D); select the rows that you need before.
+        weight: (V, D), of the same dtype; V up to 2**20.
+        bias: (V,) or None.
+        uncond_hidden: like hidden, for guidance: its logits u give u + (cfg_scale + 1)(l − u).
+        temperature, num_samples, top_k, top_p, min_p, exclude, bitmask, key, row_offset: as in `categorical_sample`.
+        method: "race" or "cdf".
+
+    No gradient flows. Returns int64 (…) or (…, num_samples).
+
+    Raises:
+        TypeError, ValueError: as in `categorical_sample`.
+
+    >>> h, w, k = torch.randn(3, 8), torch.randn(5000, 8), randfuse.key(0)
+    >>> tokens = linear_categorical_sample(h, w, key=k)
+    >>> torch.equal(tokens, randfuse.categorical_sample(h @ w.T, method="race", key=k))
+    True
+    """
+    op = "linear_categorical_sample"
+    _checks.float_tensor(op, "hidden", hidden)
+    _checks.float_tensor(op, "weight", weight, like=hidden)
+    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
+        shapes = f"{tuple(weight.shape)} and {tuple(hidden.shape)}"
+        raise ValueError(f"{op}: weight must have shape (V, D) for hidden (…, D), got {shapes}")
+    if method not in ("race", "cdf"):
+        raise ValueError(f"{op}: method must be 'race' or 'cdf', got {method!r}")
+    vocab = weight.shape[0]
+    if bias is not None:
+        _checks.float_tensor(op, "bias", bias, like=hidden)
+        _checks.shape(op, "bias", bias, (vocab,), "(V,)")
+    if uncond_hidden is not None:
+        _checks.float_tensor(op, "uncond_hidden", uncond_hidden, like=hidden)
+        _checks.shape(op, "uncond_hidden", uncond_hidden, tuple(hidden.shape), "(…, D)")
+    x = _checks.matrix(hidden.detach())
+    n = x.shape[0]
+    keys.check(op, key, generator, n, hidden.device)
+    key = keys.resolve(key, generator, hidden.device)
+    per_row = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    filtered = any(value is not None for value in (top_k, top_p, min_p))
+    by_vocab = method == "race" and not filtered
+    shape = hidden.shape[:-1] if num_samples is None else (*hidden.shape[:-1], num_samples)
+    out = torch.empty((n, *shape[hidden.dim() - 1 :]), dtype=torch.int64, device=hidden.device)
+    least = 1024 if by_vocab else vocab
+    for start, stop, own, offset in _row_blocks(n, max(CHUNK_BYTES // (4 * least), 1), key, row_offset):
+        arguments: dict[str, Any] = {name: _of_rows(value, start, stop, hidden) for name, value in per_row.items()}
+        arguments |= {"num_samples": num_samples, "exclude": exclude, "cfg_scale": cfg_scale}
+        arguments |= {"key": own, "row_offset": offset}
+        allowed = None if bitmask is None else bitmask[start:stop]
+        guide = None if uncond_hidden is None else _checks.matrix(uncond_hidden.detach())[start:stop]
+        if by_vocab:
+            out[start:stop] = _race(x[start:stop], weight.detach(), bias, guide, allowed, arguments)
+            continue
+        logits, other = (None if h is None else F.linear(h, weight.detach(), bias) for h in (x[start:stop], guide))
+        assert logits is not None
+        out[start:stop] = categorical_sample(logits, bitmask=allowed, uncond_logits=other, method=method, **arguments)
+    return out.reshape(shape)
+
+
+def _race(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    guide: Tensor | None,
+    bitmask: Tensor | None,
+    arguments: dict[str, Any],
+) -> Tensor:
+    """Winners over chunks of the vocabulary; the state is one (score, token) a draw."""
+    arguments = {name: value for name, value in arguments.items() if name not in ("top_k", "top_p", "min_p")}
+    # 1024 divides a chunk: so do a Philox block's 4 tokens and a mask word's 32.
+    width = max(CHUNK_BYTES // (4 * max(len(x), 1)) // 1024, 1) * 1024
+    best: RaceWinner | None = None
+    for start in range(0, weight.shape[0], width):
+        part = slice(start, start + width)
+        more = None if bias is None else bias.detach()[part]
+        logits = F.linear(x, weight[part], more)
+        other = None if guide is None else F.linear(guide, weight[part], more)
+        words = None if bitmask is None else bitmask[:, start // 32 : start // 32 + (logits.shape[-1] + 31) // 32]
+        here = categorical_race(logits, uncond_logits=other, bitmask=words, col_offset=start, **arguments)
+        if best is None:
+            best = here
+            continue
+        later = here.score > best.score  # of equal scores the lowest token stays
+        best = RaceWinner(*(torch.where(later, a, b) for a, b in zip(here, best, strict=True)))
+    assert best is not None
+    # A row without an allowed token has score −inf, and token 0 as in categorical_sample.
+    return best.tokens.where(best.score > -torch.inf, 0)
+
+
+def _row_blocks(n: int, size: int, key: Tensor, row_offset: int) -> Iterator[tuple[int, int, Tensor, int]]:
+    """Runs of rows with one rule of streams each: first, last, key and row offset."""
+    if key.dim() == 0 or key.shape[0] == n:
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            yield (
+                (start, stop, key, row_offset + start) if key.dim() == 0 else (start, stop, key[start:stop], row_offset)
+            )
+        return
+    run = n // key.shape[0]
+    for g in range(key.shape[0]):
+        for start in range(0, run, size):
+            yield g * run + start, g * run + min(start + size, run), key[g], row_offset + start
+
+
+def _of_rows(value: Any, start: int, stop: int, hidden: Tensor) -> Any:
+    """A per-row option's part."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.shape != hidden.shape[:-1]:
+        want = f"() or {tuple(hidden.shape[:-1])}"
+        raise ValueError(f"linear_categorical_sample: a row's option must have shape {want}, got {tuple(value.shape)}")
+    return value.reshape(-1)[start:stop]

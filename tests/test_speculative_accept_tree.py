@@ -1,0 +1,117 @@
+"""speculative_accept_tree: chains are mode match, greedy trees are walks, the law is the target's for any tree."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import randfuse
+import torch
+from randfuse import categorical_sample, fold_in, speculative_accept, speculative_accept_tree, use_backend
+from randfuse.testing import assert_bitwise_equal
+from test_speculative_law import ALPHA, Models, p_value
+
+
+def test_a_chain_is_mode_match(device):
+    b, n, vocab = 8, 3, 1100
+    target = torch.randn(b, n + 1, vocab) * 2
+    key, positions = randfuse.split(randfuse.key(1), b), torch.arange(b) * 9
+    of_places = fold_in(key.unsqueeze(-1), positions.unsqueeze(-1) + torch.arange(n)).reshape(-1)
+    ids = categorical_sample(target[:, :n] + torch.randn(b, n, vocab) * 0.3, method="race", key=of_places)
+    ids[0, 1], ids[1, 0] = -1, vocab
+    shared = {"temperature": torch.linspace(0, 1.5, b), "top_p": 0.95, "key": key, "positions": positions}
+    tree = speculative_accept_tree(target, ids, torch.arange(n).expand(b, n), **shared)
+    chain = speculative_accept(target, ids, mode="match", **shared)
+    for field in ("tokens", "num_accepted", "status"):
+        assert_bitwise_equal(getattr(tree, field), getattr(chain, field), name=field)
+    torch.testing.assert_close(tree.logprobs, chain.logprobs)
+    assert_bitwise_equal(tree.node_ids, torch.arange(n + 1).where(tree.tokens >= 0, -1))
+    assert int(tree.num_accepted.sum()) > 4
+
+
+def test_greedy_walk_over_a_tree(device):
+    """Nodes 1, 2 hang on the root, 3, 4 on 2, 5 on 3; the largest logits lead 0 -> 2 -> 4."""
+    parents = torch.tensor([[0, 0, 2, 2, 3]])
+    ids = torch.tensor([[7, 5, 1, 3, 0]])
+    target = torch.zeros(1, 6, 2000)
+    target[0, torch.arange(6), torch.tensor([5, 9, 3, 1, 1999, 2])] = 1.0
+    got = speculative_accept_tree(target, ids, parents, temperature=0.0)
+    assert got.tokens.tolist() == [[5, 3, 1999, -1, -1, -1]]
+    assert got.node_ids.tolist() == [[0, 2, 4, -1, -1, -1]]
+    assert got.num_accepted.tolist() == [2]
+
+
+def test_duplicates_the_first_is_followed(device):
+    parents, ids = torch.tensor([[0, 0, 2, 1]]), torch.tensor([[5, 5, 6, 6]])
+    target = torch.zeros(1, 5, 20)
+    target[0, torch.arange(5), torch.tensor([5, 6, 6, 8, 9])] = 1.0
+    got = speculative_accept_tree(target, ids, parents, temperature=0.0)
+    assert got.node_ids.tolist() == [[0, 1, 4, -1, -1]]
+    assert got.tokens.tolist() == [[5, 6, 9, -1, -1]]
+
+
+def grown(models: Models, text: torch.Tensor, parents: list[int], tokens: torch.Tensor) -> torch.Tensor:
+    """(n, nodes, V) target logits of the tree below `text` whose drafts are tokens (n, N)."""
+    paths = [text]
+    for j, parent in enumerate(parents):
+        paths.append(torch.cat([paths[parent], tokens[:, j : j + 1]], -1))
+    return torch.stack([models.rows(models.p_logits, path) for path in paths], 1)
+
+
+@pytest.mark.parametrize("drafts", ["fixed", "random, coupled and twice"])
+def test_joint_law_over_three_steps(drafts):
+    """A tree of depth 2 with twins: three tokens, in as many steps as needed under one key, have the target's law."""
+    n, length, models = 2**14, 3, Models(3, 7, seed=4, spread=0.7)
+    parents = [0, 0, 0, 1, 2, 2]
+    keys = randfuse.split(randfuse.key(6), n)
+    text, done = torch.full((n, 12), -1), torch.zeros(n, dtype=torch.int64)
+    with use_backend("auto"):
+        for t in range(length):
+            at = (done == t).nonzero().squeeze(-1)
+            tokens = torch.tensor([0, 1, 1, 2, 0, 2]).expand(len(at), -1)
+            if drafts != "fixed":  # the draws of the target's own noise at other logits
+                draft = models.rows(models.q_logits, text[at, :t]).unsqueeze(1).expand(-1, 6, -1)
+                depth = torch.tensor([0, 0, 0, 1, 1, 1])
+                tokens = categorical_sample(draft, method="race", key=fold_in(keys[at, None], t + depth).reshape(-1))
+            got = speculative_accept_tree(
+                grown(models, text[at, :t], parents, tokens), tokens, torch.tensor(parents).expand(len(at), -1),
+                key=keys[at], positions=torch.full((len(at),), t),
+            )  # fmt: skip
+            text[at, t : t + 7] = got.tokens
+            done[at] = t + got.num_accepted + 1
+            assert t > 0 or float(got.num_accepted.double().mean()) > 0.2
+    assert (done >= length).all()
+    index = text[:, 0] * 9 + text[:, 1] * 3 + text[:, 2]
+    law = models.text_law(length).reshape(-1)
+    assert p_value(torch.bincount(index, minlength=27), law) > ALPHA
+    assert p_value(torch.bincount(index.roll(1) // 9 * 9 + index % 9, minlength=27), law) < ALPHA, "control"
+
+
+def test_no_drafts_bad_ids_and_rows_without_support(device):
+    got = speculative_accept_tree(torch.randn(3, 1, 40), torch.empty(3, 0).long(), torch.empty(3, 0).long())
+    assert got.tokens.shape == (3, 1)
+    assert (got.tokens >= 0).all()
+    target = torch.zeros(1, 3, 40)
+    target[0, 0, 1:] = -math.inf
+    target[0, 1] = -math.inf
+    got = speculative_accept_tree(target, torch.tensor([[0, 0]]), torch.tensor([[0, 1]]))
+    assert got.tokens.tolist() == [[0, 0, -1]]
+    assert got.num_accepted.tolist() == [1]
+    assert got.status.tolist() == [4]
+    got = speculative_accept_tree(target[:, [0, 2, 2]], torch.tensor([[99, 3]]), torch.tensor([[0, 1]]))
+    assert got.status.tolist() == [8]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"parents": torch.tensor([[1, 0]])}, ValueError, r"parents must be in \[0, n\]"),
+    ({"parents": torch.zeros(1, 3).long()}, ValueError, r"parents must have shape \(B, N\)"),
+    ({"draft_token_ids": torch.zeros(1, 2)}, TypeError, "draft_token_ids must be torch.int64"),
+    ({"target_logits": torch.zeros(1, 2, 5)}, ValueError, r"target_logits must have shape \(B, N\+1, V\)"),
+    ({"temperature": -1.0}, ValueError, "temperature must be 0 or in"),
+    ({"positions": torch.zeros(2).long()}, ValueError, r"positions must have shape \(B,\)"),
+])  # fmt: skip
+def test_errors(change, error, message):
+    good = {"target_logits": torch.zeros(1, 3, 5), "draft_token_ids": torch.zeros(1, 2).long(),
+            "parents": torch.zeros(1, 2).long()}  # fmt: skip
+    with pytest.raises(error, match=f"^speculative_accept_tree: {message}"):
+        speculative_accept_tree(**{**good, **change})
