@@ -3,6 +3,7 @@
     from randfuse.integrations import flashinfer as sampling       # instead of flashinfer.sampling
 
 Float32 copies of bfloat16 logits are not needed, and a NaN takes part in no draw instead of an illegal access.
+Whoever has logits spares the softmax and its logarithm with `categorical_sample` and `speculative_accept`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..keys import fold_in
+from .. import _checks, _sampling
+from ..keys import fold_in, resolve
 from ..keys import key as make_key
-from ..ops import categorical_sample_with_stats
+from ..ops import categorical_sample_with_stats, speculative_accept
+from ..reference import streams
 
 
 def sampling_from_logits(
@@ -47,6 +50,63 @@ def sampling_from_probs(
     return (tokens, valid) if return_valid else tokens
 
 
+def chain_speculative_sampling(
+    draft_probs: Tensor,
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    maybe_output_accepted_token_num: Tensor | None = None,
+    maybe_output_emitted_draft_token_num: Tensor | None = None,
+    deterministic: bool = True,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which drafts stand, and the token after them: `speculative_accept` from probabilities.
+
+    Args:
+        draft_probs, draft_token_ids, target_probs: (B, K, V), integers (B, K) and (B, K+1, V); the id −1 ends a
+            request's drafts, which FlashInfer counts as emitted. Rows need not sum to 1.
+        maybe_output_accepted_token_num, maybe_output_emitted_draft_token_num: int32 (B,), **added to** in place: drafts
+            that would stand each by itself (tokens beyond the stop included), and drafts that do stand.
+        seed, offset: as in `sampling_from_logits`; a step needs an offset of its own.
+
+    Returns:
+        int32 (B, K+1) tokens, padded with −1, and the two counts.
+    """
+    op = "chain_speculative_sampling"
+    ids, device = draft_token_ids.to(torch.int64), target_probs.device
+    key = resolve(_key(seed, offset, device), generator, device)
+    accepted = speculative_accept(target_probs.log(), ids, draft_probs.log(), key=key)
+    b, k = ids.shape
+    counts = []
+    for name, given in (
+        ("maybe_output_accepted_token_num", maybe_output_accepted_token_num),
+        ("maybe_output_emitted_draft_token_num", maybe_output_emitted_draft_token_num),
+    ):
+        count = torch.zeros(b, dtype=torch.int32, device=device) if given is None else given
+        _sampling.integers(op, name, count, torch.int32, device)
+        _checks.shape(op, name, count, (b,), "(B,)")
+        counts.append(count)
+    q, p = (
+        (rows.gather(-1, ids.clamp(min=0).unsqueeze(-1)) / rows.sum(-1, keepdim=True)).squeeze(-1)
+        for rows in (draft_probs, target_probs[:, :k])
+    )
+    emitted = accepted.num_accepted
+    drafts = (ids >= 0).cumprod(-1) > 0
+    beyond = drafts & (torch.arange(k, device=device) > emitted.unsqueeze(-1))
+    counts[0] += emitted + (beyond & (_coins(key, b, k) * q < p)).sum(-1)
+    counts[1] += emitted
+    return accepted.tokens.to(torch.int32), counts[0], counts[1]
+
+
+def _coins(key: Tensor, b: int, k: int) -> Tensor:
+    """(b, k) accept coins, those that `speculative_accept` throws."""
+    of_request, rows = streams.row_keys(key, b)
+    drawn = [streams.block(of_request, rows, j, op=streams.ACCEPT_COIN, width=32, sample=0)[:2] for j in range(k)]
+    coins = [((high << 21) | (low >> 11)).double() * 2.0**-53 for low, high in drawn]
+    return torch.stack(coins, -1) if coins else torch.empty(b, 0, dtype=torch.float64, device=key.device)
+
+
 def _sample(
     logits: Tensor,
     indices: Tensor | None,
@@ -59,13 +119,16 @@ def _sample(
         raise ValueError("sampling_from_logits: logits must be free of NaN")
     # Two draws of one row are draws of their own, so rows are gathered: `rows=` would give both the same token.
     x = logits if indices is None else logits[indices]
-    key = None
-    if seed is not None:
-        key = _word(seed, x.device)
-        key = fold_in(key, _word(0 if offset is None else offset, x.device))
-        key = key.reshape(()) if key.numel() == 1 else key
+    key = _key(seed, offset, x.device)
     facts = categorical_sample_with_stats(x, key=key, generator=generator if seed is None else None)
     return facts.tokens.to(torch.int32 if indices is None else indices.dtype), facts.logsumexp.isfinite()
+
+
+def _key(seed: int | Tensor | None, offset: int | Tensor | None, device: torch.device) -> Tensor | None:
+    if seed is None:
+        return None
+    key = fold_in(_word(seed, device), _word(0 if offset is None else offset, device))
+    return key.reshape(()) if key.numel() == 1 else key
 
 
 def _word(value: int | Tensor, device: torch.device) -> Tensor:
