@@ -5,7 +5,8 @@
     wgrad = dsᵀ D(x)                mask in the prologue
 
 Bytes beside the base products, 16-bit types: s 2MK, dgrad 4MK (the base's dx in, dx out), wgrad 2MK. Tensor cores
-multiply in x's dtype, so float32 factors are rounded to it first (the CPU keeps them); s, ds and wgrad are float32.
+multiply in x's dtype, so float32 factors are rounded to it first (the CPU keeps them); s, ds and wgrad are float32,
+and s and ds enter the next product in x's dtype: in float16 they are infinite from 65520 on, as under autocast.
 Where nothing is dropped the library's products are used.
 """
 

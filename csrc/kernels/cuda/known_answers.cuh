@@ -23,10 +23,13 @@ RF_DEVICE Words known_answer(const KnownAnswerArgs& a, int64_t index) {
     }
     case Question::kExponential:
     case Question::kRace: {
-      const uint32_t j = static_cast<uint32_t>(a.data / 4), lane = a.data % 4;
+      const uint32_t j = static_cast<uint32_t>(a.data / 4);
       const bool race = a.question == Question::kRace;
       const auto word = [&](uint32_t domain) {
-        return block<kRounds>(a.key, a.c[1], j, a.c[2], domain).r[lane];
+        const Words b = block<kRounds>(a.key, a.c[1], j, a.c[2], domain);
+        uint32_t found = b.r[0];  // by selection: an index known at run time would put b in memory
+        for (uint32_t t = 1; t < 4; ++t) found = a.data % 4 == t ? b.r[t] : found;
+        return found;
       };
       const uint32_t high = race ? word(race_high_domain()) : a.c[0];
       const uint32_t low = race ? word(race_low_domain()) : a.c[1];
