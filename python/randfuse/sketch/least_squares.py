@@ -33,7 +33,7 @@ def lstsq(
     """The x that minimises ‖a x − b‖ for a tall matrix a: what `torch.linalg.lstsq(a, b)` computes in O(m n²).
 
     "precondition" factors an SJLT of a (8 nonzeros a column): with its factor R, a R⁻¹ is nearly orthonormal, so LSQR
-    converges in some twenty products whatever the condition of a. A second round solves for the residual's correction,
+    converges in some thirty products whatever the condition of a. A second round solves for the residual's correction,
     which brings the solution to what backward-stable solvers reach. "sketch" returns the solution of the sketched
     problem, whose residual is a factor 1 + O(n / size) too large. Where `size` is m, a itself is factored.
 
