@@ -1,5 +1,8 @@
 """`block_dropout_linear`: the block granularity of `dropout_linear`; products that skip what is dropped.
 
+No CPU kernel: the library's products of the kept blocks do the work there. No CUDA kernel by design: Triton's skips
+blocks.
+
 >>> x, w = torch.ones(2, 256), torch.ones(1, 256)
 >>> y = randfuse.dropout_linear(x, w, p=0.5, granularity="block", block_size=64, key=randfuse.key(0))
 >>> y.tolist()  # two of four blocks of 64 columns, twice as large, and the same for both rows

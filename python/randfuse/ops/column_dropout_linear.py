@@ -1,5 +1,7 @@
 """`column_dropout_linear`: the column granularity of `dropout_linear`; one product of the columns that stay.
 
+Composed of `kept_blocks` and the library's product, so it has no reference, binding or kernel of its own.
+
 >>> x, w = torch.ones(2, 10), torch.ones(1, 10)
 >>> randfuse.dropout_linear(x, w, p=0.9, granularity="column", key=randfuse.key(0)).tolist()
 [[10.0], [10.0]]

@@ -1,5 +1,7 @@
 """Dense sketches of a matrix: what `randfuse.sketch.Gaussian` and `Rademacher` are made of, and their derivatives.
 
+No CUDA kernel by design: Triton's makes the entries in the tile. `benchmarks/sketch.py` measures it.
+
 As in `sparse_sketch`, the ops take K keys, and sketch and adjoint are each other's derivative.
 """
 

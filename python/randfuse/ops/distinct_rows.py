@@ -1,4 +1,8 @@
-"""Different rows chosen at random: what `randfuse.sketch.SRHT` and `SRDCT` keep of a transform."""
+"""Different rows chosen at random: what `randfuse.sketch.SRHT` and `SRDCT` keep of a transform.
+
+No GPU kernel: swaps that depend on each other, drawn once an operator. `benchmarks/sketch.py` measures the
+transforms.
+"""
 
 from __future__ import annotations
 

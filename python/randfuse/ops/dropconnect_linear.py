@@ -1,4 +1,7 @@
-"""`dropconnect_linear`: F.linear with a dropped weight, and `dropconnect`, the dropped weight itself."""
+"""`dropconnect_linear`: F.linear with a dropped weight, and `dropconnect`, the dropped weight itself.
+
+No CPU kernel of its own: `dropout`'s pass masks the weight. No CUDA kernel by design: Triton has it.
+"""
 
 from __future__ import annotations
 

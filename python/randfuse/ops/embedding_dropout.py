@@ -1,4 +1,7 @@
-"""`embedding_dropout`: whole rows of an embedding dropped; only the rows looked up are decided about."""
+"""`embedding_dropout`: whole rows of an embedding dropped; only the rows looked up are decided about.
+
+Composed of `dropout_mask` and torch's embedding, so it has no reference, binding, kernel or case of its own.
+"""
 
 from __future__ import annotations
 

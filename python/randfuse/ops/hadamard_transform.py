@@ -1,4 +1,7 @@
-"""`hadamard_transform`: the Walsh–Hadamard transform along one dimension, its own adjoint."""
+"""`hadamard_transform`: the Walsh–Hadamard transform along one dimension, its own adjoint.
+
+No Triton kernel by design: a butterfly wants registers and shared memory. `benchmarks/sketch.py` measures it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """`kept_blocks`: which of n blocks a row of blocks keeps, and the law of their number. Serves structured dropout.
 
+No CUDA kernel by design and no case: its cost stands in the cases of the products it serves.
+
 >>> choice(0.1, 6)  # 5.4 of 6 on average: 5, and a sixth in 0.4 of all cases
 (5, 1717986918, 1.111111111130274)
 """

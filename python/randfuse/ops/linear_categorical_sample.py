@@ -1,5 +1,7 @@
 """`linear_categorical_sample`: tokens from hidden @ weight.T, whose N×V logits are never stored.
 
+Composed of the library's product and the categorical ops, so it has no reference, binding or kernel of its own.
+
 Bytes: V·D weights and N·D hidden once, logits a chunk at a time, which stays in the cache; storing them would write and
 read 2·N·V values more, 18 MB of bf16 for N = 64 and V = 126464. The product is the library's.
 """

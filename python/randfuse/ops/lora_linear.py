@@ -1,4 +1,7 @@
-"""`lora_linear`: a linear layer with a low-rank adapter, dropout on the adapter's input or on its factors."""
+"""`lora_linear`: a linear layer with a low-rank adapter, dropout on the adapter's input or on its factors.
+
+No CPU kernel of its own: `dropout_linear`'s run. No CUDA kernel by design: Triton has it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`lora_updates`: what several low-rank adapters of one x add to their layers (q, k, v), from one read of x."""
+"""`lora_updates`: what several low-rank adapters of one x add to their layers (q, k, v), from one read of x.
+
+Composed of the ops of one adapter and of `multi_sample_linear`, so it has no reference, binding or kernel of its own.
+"""
 
 from __future__ import annotations
 

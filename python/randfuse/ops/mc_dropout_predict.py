@@ -1,4 +1,7 @@
-"""`mc_dropout_predict`: what a classifier under Monte-Carlo dropout believes, and how sure it is."""
+"""`mc_dropout_predict`: what a classifier under Monte-Carlo dropout believes, and how sure it is.
+
+Composed of `multi_sample_linear` and torch, so it has no reference, binding or kernel of its own, and no case.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`mixout_linear`: F.linear with a weight mixed with its anchor, and `mixout`, the mixed weight itself."""
+"""`mixout_linear`: F.linear with a weight mixed with its anchor, and `mixout`, the mixed weight itself.
+
+No CUDA kernel by design: Triton has it.
+"""
 
 from __future__ import annotations
 

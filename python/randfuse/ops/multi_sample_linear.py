@@ -1,4 +1,7 @@
-"""`multi_sample_linear`: one linear layer under M dropout masks of its input, which is read once."""
+"""`multi_sample_linear`: one linear layer under M dropout masks of its input, which is read once.
+
+No CPU kernel of its own: `dropout_linear`'s run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`multi_sample_mse`: the mean squared error of M dropped copies of a regression head's input."""
+"""`multi_sample_mse`: the mean squared error of M dropped copies of a regression head's input.
+
+Composed of `multi_sample_linear` and torch, so it has no reference, binding or kernel of its own.
+"""
 
 from __future__ import annotations
 

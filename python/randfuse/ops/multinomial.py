@@ -1,4 +1,7 @@
-"""`multinomial`: torch.multinomial's signature, exact, for any number of categories."""
+"""`multinomial`: torch.multinomial's signature, exact, for any number of categories.
+
+Composed of the categorical ops, so it has no reference, binding or kernel of its own, and no case.
+"""
 
 from __future__ import annotations
 

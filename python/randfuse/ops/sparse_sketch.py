@@ -1,5 +1,7 @@
 """Sparse sketches of a matrix: what `randfuse.sketch.CountSketch` and `SJLT` are made of, and their derivatives.
 
+`benchmarks/sketch.py` measures it.
+
 The ops take K keys and sketch K times in one read. Sketch and adjoint are linear and each other's derivative.
 """
 

@@ -1,4 +1,7 @@
-"""`speculative_accept`: which drafted tokens stand, and the token after them, from raw logits in one call."""
+"""`speculative_accept`: which drafted tokens stand, and the token after them, from raw logits in one call.
+
+No CUDA or Triton kernel yet: on a GPU the reference runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`speculative_accept_tree`: a tree of drafts, verified by the target's own draw at each node."""
+"""`speculative_accept_tree`: a tree of drafts, verified by the target's own draw at each node.
+
+Composed of `categorical_sample_with_stats`, so it has no reference, binding or kernel of its own, and no case.
+"""
 
 from __future__ import annotations
 
