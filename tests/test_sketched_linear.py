@@ -90,6 +90,19 @@ def test_bfloat16_and_autocast():
     assert layer.weight.grad.dtype == torch.bfloat16
 
 
+def test_compiled_without_a_graph_break():
+    layer = randfuse.nn.SketchedLinear(6, 4, ratio=0.5)
+    model = nn.Sequential(layer, sketch.GradientSampler(0.5), nn.Linear(4, 2))
+    compiled, x, gradients = torch.compile(model, fullgraph=True, backend="aot_eager"), torch.randn(20, 6), []
+    for f in (compiled, model, compiled):
+        model.zero_grad()
+        torch.manual_seed(len(gradients) // 2)  # 0, 0, 1
+        f(x).square().sum().backward()
+        gradients.append(layer.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert not torch.allclose(gradients[0], gradients[2]), "a compiled step draws anew"
+
+
 def test_draws_follow_torchs_seed():
     def gradient() -> torch.Tensor:
         torch.manual_seed(3)

@@ -71,12 +71,12 @@ def lstsq(
     size = default if size is None else _checks.whole(op, "size", size, min(n + 1, m), m)
     max_iterations = _checks.whole(op, "max_iterations", max_iterations, 1, 10**6)
     key = _checks.key_for(op, key, generator, x.device)
-    both = torch.cat((x, rhs), 1)
-    sketched = both if size == m else SJLT(size, m, nnz=min(8, size), key=key) @ both
-    u, s, vt = torch.linalg.svd(sketched[:, :n], full_matrices=False)
+    operator = SJLT(size, m, nnz=min(8, size), key=key)
+    small, small_rhs = (x, rhs) if size == m else (operator @ x, operator @ rhs)
+    u, s, vt = torch.linalg.svd(small, full_matrices=False)
     rank = int((s > s[0] * m * torch.finfo(s.dtype).eps).sum())
     right = vt[:rank].T / s[:rank]  # R⁻¹: a @ right is nearly orthonormal
-    solution = right @ (u[:, :rank].T @ sketched[:, n:])
+    solution = right @ (u[:, :rank].T @ small_rhs)
     iterations = 0
     for _ in range(2 if method == "precondition" else 0):
         correction, steps = _lsqr(x, right, rhs - x @ solution, rhs.norm(dim=0), max_iterations)
