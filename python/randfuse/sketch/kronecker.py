@@ -42,6 +42,8 @@ class KroneckerProjection:
     True
     """
 
+    _kept: Tensor | None  # the products with the sketches, once they are asked for
+
     def __init__(
         self,
         A: Tensor,
