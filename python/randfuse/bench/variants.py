@@ -13,6 +13,8 @@ from .case import AnyCase, Forward
 BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("auto", "cuda", "triton", "reference")}  # device -> randfuse's
 PLAIN = (
     "eager",
+    "eager_top_k",
+    "eager_top_p",
     "native",
     "gumbel32",
     "float64",
@@ -20,6 +22,10 @@ PLAIN = (
     "multinomial",
     "race",
     "block",
+    "match",
+    "typical",
+    "top_k",
+    "top_p",
     "sampled",
     "softmax",
     "compile",
