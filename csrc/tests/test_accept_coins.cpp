@@ -110,7 +110,8 @@ void expect(Step<T> step, uint32_t word, const std::vector<int64_t>& expected, c
                                 << show(found) << "instead of " << show(expected));
 }
 
-// A draft of p = 0 falls at u = 0 too, and what is drawn has p > 0: the first or the last that does.
+// A draft of p = 0 falls at u = 0 too, and what is drawn has p > 0: the first or the last that
+// does.
 template <class T>
 void test_impossible_drafts(AcceptMode mode, bool with_law) {
   for (const double q : {5.0, kImpossible}) {  // the drafter's favourite, and what it cannot draw
