@@ -99,6 +99,17 @@ def test_a_saved_logsumexp_is_used(device):
     assert (speculative_accept(target, ids, draft, draft_logsumexp=wrong, key=randfuse.key(1)).num_accepted == 1).all()
 
 
+@pytest.mark.parametrize("mode", ["token", "block", "match"])
+def test_logprobs_are_those_of_the_saved_logsumexp(device, mode):
+    """Of drafts that stand, of the token after them and of the one after all of them."""
+    target, ids, draft = step(64, 2, 5)
+    saved = target.logsumexp(-1) + torch.randn(64, 3) * 0.3
+    got = speculative_accept(target, ids, draft, mode=mode, target_logsumexp=saved, key=randfuse.key(1))
+    logprobs = target.gather(-1, got.tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1) - saved
+    torch.testing.assert_close(got.logprobs, logprobs.where(got.tokens >= 0, 0.0))
+    assert len(got.num_accepted.unique()) == 3
+
+
 @pytest.mark.parametrize("mode", ["token", "block"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draft_vocabulary_maps(kernels_device, dtype, mode):
@@ -184,6 +195,34 @@ def test_peculiar_rows_equal_the_reference(kernels_device, dtype, mode):
     assert (got.tokens[:, 0] >= 0).all(), "at least one token is emitted"
 
 
+def row(**logits: float) -> torch.Tensor:
+    """(40,) logits, -inf but at the tokens t1, t2 … that are named."""
+    out = torch.full((40,), -INF)
+    for token, z in logits.items():
+        out[int(token[1:])] = z
+    return out
+
+
+# Target row, draft row, the draft, and what the first token may be.
+NO_LAWS = [
+    (row(t0=-5.0, t7=0.0), row(), 0, {0}),  # q = 0: what has p > 0 stands, u being finite
+    (row(t5=0.0, t7=0.0), row(), 0, {5, 7}),
+    (row(t4=0.0, t9=0.0, t12=0.0), row(t9=INF), 9, {4, 9, 12}),  # one-hot: 9 stands with 1/3
+    (row(t4=-9.0, t9=0.0), row(t9=INF), 4, {4}),
+    (row(t9=0.0, t12=0.0), row(t9=INF), 4, {12}),  # 4 has p = 0, and nothing is left of 9
+    (row(t9=0.0), row(t9=INF), 4, {9}),  # nothing is left of p: it is taken as it is
+]
+
+
+@pytest.mark.parametrize("mode", ["token", "block"])
+def test_drafts_of_rows_that_are_no_law(kernels_device, mode):
+    for p, q, x, allowed in NO_LAWS:
+        got = assert_same(p.expand(64, 2, 40), torch.full((64, 1), x), q.expand(64, 1, 40), mode=mode,
+                          key=randfuse.key(3), name=f"{x} of {sorted(allowed)}")  # fmt: skip
+        assert set(got.tokens[:, 0].tolist()) == allowed
+        assert got.logprobs[:, 0].isfinite().all()
+
+
 def test_documented_status(device):
     """Bits of the rows up to the stop; neighbours of a bad request stay as they are."""
     b, k, vocab = 8, 2, 300
@@ -201,6 +240,8 @@ def test_documented_status(device):
     assert (bad.num_accepted[3:7] == 0).all()
     assert (bad.tokens[4:7, 1:] == -1).all()
     assert_bitwise_equal(bad.tokens[0], good.tokens[0], name="a neighbour")
+    target[5, 0, 3], ids[5] = -INF, torch.tensor([3, vocab])
+    assert int(speculative_accept(target, ids, draft, key=randfuse.key(8)).status[5]) == 0, "a bad id after the stop"
     target[0, 1, 0] = NAN
     stopped = int(speculative_accept(target, ids, draft, key=randfuse.key(8)).status[0])
     assert stopped == int(good.num_accepted[0] >= 1), "rows after the stop do not count"

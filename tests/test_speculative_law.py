@@ -157,9 +157,9 @@ def test_enumeration(vocab, k, mode):
         assert p_value(counts, torch.tensor(list(law.values()))) > ALPHA, f"one-hot: {one_hot}"
 
 
-def texts(models: Models, n: int, length: int, k: int, mode: str, step=one_step, seed: int = 1, **kwargs):
-    """Counts of the first `length` tokens of n texts, each decoded in as many steps as it needs under one key."""
-    keys = randfuse.split(randfuse.key(seed), n)
+def decoded(models: Models, keys: torch.Tensor, length: int, k: int, mode: str, step=one_step, **kwargs):
+    """(n, length) texts, each decoded in as many steps as it needs under one key."""
+    n = len(keys)
     text, done = torch.full((n, length + k + 1), -1), torch.zeros(n, dtype=torch.int64)
     for _ in range(length):
         for t in range(length):
@@ -170,10 +170,31 @@ def texts(models: Models, n: int, length: int, k: int, mode: str, step=one_step,
             text[at, t : t + got.tokens.shape[1]] = got.tokens
             done[at] = t + got.num_accepted + 1
     assert (done >= length).all()
+    return text[:, :length]
+
+
+def texts(models: Models, n: int, length: int, k: int, mode: str, step=one_step, seed: int = 1, **kwargs):
+    """Counts of n decoded texts."""
+    text = decoded(models, randfuse.split(randfuse.key(seed), n), length, k, mode, step, **kwargs)
     index = torch.zeros(n, dtype=torch.int64)
     for t in range(length):
         index = index * models.vocab + text[:, t]
     return torch.bincount(index, minlength=models.vocab**length)
+
+
+def test_match_writes_one_text_whatever_is_drafted():
+    """Without drafts, with few or many, good or bad ones, alone or in a batch of any order. Mode token does not."""
+    models, worse = Models(5, 8, seed=9), Models(5, 8, seed=9)
+    worse.q_logits = [q.flip(-1) for q in worse.q_logits]
+    keys = randfuse.split(randfuse.key(7), 200)
+    plain = decoded(models, keys, 4, 0, "match")
+    order = torch.randperm(200)
+    for k in (1, 2, 3):
+        assert torch.equal(decoded(models, keys, 4, k, "match"), plain), f"{k} drafts"
+        assert torch.equal(decoded(worse, keys, 4, k, "match"), plain), f"{k} bad drafts"
+        assert torch.equal(decoded(models, keys[order], 4, k, "match"), plain[order]), "another order"
+        assert torch.equal(decoded(models, keys[5:6], 4, k, "match"), plain[5:6]), "alone"
+    assert not torch.equal(decoded(models, keys, 4, 2, "token"), decoded(worse, keys, 4, 2, "token"))
 
 
 @pytest.mark.parametrize("mode", LOSSLESS)

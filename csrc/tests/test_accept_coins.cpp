@@ -153,6 +153,16 @@ void test_ends_of_the_residual(AcceptMode mode) {
   for (const uint32_t word : kEnds) expect(step, word, {1, word == 0 ? 10 : 2400}, "residual");
 }
 
+// p_2 = q_2 and w_1 < 1: nothing is left of w_1 p_2, so h_1 = 0 and u = 0 does not stop there
+// either.
+template <class T>
+void test_a_stop_with_nothing_left() {
+  Step<T> step({5, 0}, AcceptMode::kBlock, true);
+  step.q(0)[5] = static_cast<T>(1.0);
+  step.p(1)[0] = step.q(1)[0] = static_cast<T>(kImpossible);
+  for (const uint32_t word : kEnds) expect(step, word, {word == 0 ? 0 : 2499}, "nothing left");
+}
+
 template <class T>
 void test_all() {
   for (const bool with_law : {false, true}) {
@@ -164,6 +174,7 @@ void test_all() {
   }
   for (const AcceptMode mode : {AcceptMode::kToken, AcceptMode::kBlock})
     test_ends_of_the_residual<T>(mode);
+  test_a_stop_with_nothing_left<T>();
 }
 
 }  // namespace
