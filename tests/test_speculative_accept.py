@@ -90,6 +90,10 @@ def test_saved_logsumexps_change_nothing(device, mode):
         assert_bitwise_equal(got.tokens, plain.tokens, name=str(list(saved)))
         assert_bitwise_equal(got.num_accepted, plain.num_accepted)
         torch.testing.assert_close(got.logprobs, plain.logprobs)
+    greedy = {**args, "temperature": 0.0}  # whose facts are those of temperature 1: nothing saved is used
+    for a, e in zip(speculative_accept(target, drawn.tokens, draft, target_logsumexp=target_lse, **greedy),
+                    speculative_accept(target, drawn.tokens, draft, **greedy), strict=True):  # fmt: skip
+        assert_bitwise_equal(a, e, name="greedy")
 
 
 def test_a_saved_logsumexp_is_used(device):
@@ -189,7 +193,7 @@ def test_peculiar_rows_equal_the_reference(kernels_device, dtype, mode):
     got = assert_same(target, ids, draft, mode=mode, key=randfuse.key(7), name="random")
     assert_same(target, ids, mode=mode, key=randfuse.key(7), name="one-hot")
     assert_same(target, ids, draft, mode=mode, temperature=0.0, key=randfuse.key(7), name="greedy")
-    assert_same(target, ids, draft, mode=mode, top_p=0.9, key=randfuse.key(7), name="top_p")
+    assert_same(target, ids, draft, mode=mode, top_k=50, top_p=0.9, min_p=0.01, key=randfuse.key(7), name="filters")
     first = got.tokens.clamp(min=0)
     assert ((first >= 0) & (first < target.shape[-1])).all()
     assert (got.tokens[:, 0] >= 0).all(), "at least one token is emitted"

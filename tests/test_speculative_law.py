@@ -311,13 +311,13 @@ def cells_of(p: torch.Tensor, cells: int = 64) -> torch.Tensor:
     return cell
 
 
-# n sees a total-variation error of 0.03 at V = 4096, of 0.06 (match: 0.13) at 151936.
+# n sees a total-variation error of 0.033 at V = 4096, of 0.066 (match: 0.093) at 151936.
 @pytest.mark.parametrize("mode", LOSSLESS)
 @pytest.mark.parametrize("vocab", [4096, 151936])
 def test_chi_square_at_every_place(vocab, mode):
     """Drafts by our own sampler under the same keys; the target itself goes on after the stop, so all requests reach
     all places, and have the target's law there whatever the rule looked at to stop."""
-    k, n = 3, 2**15 if vocab < 2**16 else 2**10 if mode == "match" else 2**12
+    k, n = 3, 2**15 if vocab < 2**16 else 2**12 if mode == "match" else 2**13
     p_row = (torch.randn(vocab) * 2).bfloat16()
     q_row = (p_row.float() + torch.randn(vocab) * 0.5).bfloat16()
     keys, place = randfuse.split(randfuse.key(3), n), torch.arange(k)
