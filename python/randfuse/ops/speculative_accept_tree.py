@@ -143,7 +143,8 @@ def _walked(draw: Callable[..., CategoricalStats], drafts: Tensor, parent: Tenso
     """Draws at the nodes of the paths alone and which these are, for a host that can see where a path ends."""
     b, nodes = parent.shape
     ids = torch.nn.functional.pad(drafts, (1, 0), value=-1)
-    rows, levels = torch.arange(b) * nodes, []
+    rows = torch.arange(b) * nodes
+    levels: list[tuple[Tensor, CategoricalStats]] = []
     while len(rows) or not levels:
         drawn = draw(rows=rows)
         levels.append((rows, drawn))
