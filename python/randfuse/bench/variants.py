@@ -13,9 +13,9 @@ from .case import AnyCase, Forward
 BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("auto", "cuda", "triton", "reference")}  # device -> randfuse's
 PLAIN = (
     "eager",
+    "native",
     "eager_top_k",
     "eager_top_p",
-    "native",
     "gumbel32",
     "float64",
     "race32",
