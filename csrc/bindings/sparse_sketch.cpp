@@ -26,11 +26,11 @@ double scale_of(int64_t nnz) { return 1 / std::sqrt(static_cast<double>(nnz)); }
 
 // Runs the tiles of a sketch, then adds up their sums: y (K, rows, cols).
 template <class Sum, class Args, class Run>
-Tensor run_tiles(Args args, const at::TensorOptions& options, const Run& run) {
+Tensor run_tiles(Args args, bool is_dense, const at::TensorOptions& options, const Run& run) {
   const int64_t out_rows = args.op.count * args.op.rows();
   const Tensor y = at::empty({args.op.count, args.op.rows(), args.cols}, options);
   if (y.numel() == 0) return y;
-  args.tiles = cpu::sketch_tiles(args.rows, args.cols, out_rows, sizeof(Sum));
+  args.tiles = cpu::sketch_tiles(args.rows, args.cols, args.op, sizeof(Sum), is_dense);
   const Tensor sums = at::empty({args.tiles.count(), out_rows, args.tiles.width}, options);
   args.sums = out<Sum>(sums);
   parallel_groups(
@@ -68,7 +68,7 @@ Tensor sparse_sketch_cpu(const Tensor& a, const Tensor& key, int64_t d, int64_t 
     args.rows = a.size(0), args.cols = a.size(1);
     args.row_stride = a.stride(0), args.col_stride = a.stride(1);
     args.op = {in<int64_t>(keys), keys.numel(), d, nnz, row_begin, row_end, col_offset};
-    y = run_tiles<Sum>(args, a.options().dtype(sum_dtype(a)),
+    y = run_tiles<Sum>(args, true, a.options().dtype(sum_dtype(a)),
                        [](const auto& tiled, int64_t begin, int64_t end) {
                          cpu::sparse_sketch<T>(tiled, begin, end);
                        });
@@ -124,7 +124,7 @@ Tensor csr_sketch_cpu(const Tensor& values, const Tensor& crow, const Tensor& co
     args.crow = in<int64_t>(starts), args.col = in<int64_t>(columns), args.values = in<T>(v);
     args.rows = starts.numel() - 1, args.cols = cols;
     args.op = {in<int64_t>(keys), keys.numel(), d, nnz, row_begin, row_end, col_offset};
-    y = run_tiles<Sum>(args, v.options().dtype(sum_dtype(v)),
+    y = run_tiles<Sum>(args, false, v.options().dtype(sum_dtype(v)),
                        [](const auto& tiled, int64_t begin, int64_t end) {
                          cpu::csr_sketch<T>(tiled, begin, end);
                        });

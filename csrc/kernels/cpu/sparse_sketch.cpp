@@ -8,16 +8,32 @@
 
 namespace randfuse::cpu {
 
-static std::vector<Nonzero> run_buffer(const SparseOperator& op) {
-  return std::vector<Nonzero>(kSketchBatch * op.count * op.nnz);
-}
+namespace {
+struct Lists {
+  explicit Lists(const SparseOperator& op)
+      : rows(std::max(kSketchBatch * op.count * op.nnz, kNumberBatch)), signs(rows.size()) {}
+  operator NonzeroList() { return {rows.data(), signs.data()}; }
+  std::vector<uint32_t> rows;
+  std::vector<float> signs;
+};
 
-SketchTiles sketch_tiles(int64_t rows, int64_t cols, int64_t out_rows, int64_t accumulator_bytes) {
+// A register that straddles two cache lines costs twice.
+struct alignas(64) Line {
+  char bytes[64];
+};
+}  // namespace
+
+SketchTiles sketch_tiles(int64_t rows, int64_t cols, const SparseOperator& op,
+                         int64_t accumulator_bytes, bool may_be_by_number) {
   constexpr int64_t kCache = 512 << 10, kScratch = 16 << 20, kTasks = 8, kLeastRows = 1024;
-  const int64_t column_bytes = std::max<int64_t>(out_rows * accumulator_bytes, 1);
-  // Whole cache lines of sums, as many as fit the L2 cache, evened out over the strips.
-  const int64_t widest = std::max<int64_t>(kCache / column_bytes / 16 * 16, 16);
+  constexpr int64_t kMany = 8, kMostRows = 256;  // 32 KiB of sums
+  const int64_t column_bytes = std::max<int64_t>(op.count * op.rows() * accumulator_bytes, 1);
+  const int64_t narrow = kNarrowBytes / accumulator_bytes;
   SketchTiles t;
+  t.by_number = may_be_by_number && cols > narrow && op.nnz >= kMany && op.d / op.nnz <= kMostRows;
+  // Whole cache lines of sums, as many as fit the L2 cache, evened out over the strips.
+  const int64_t widest =
+      t.by_number ? narrow : std::max<int64_t>(kCache / column_bytes / 16 * 16, 16);
   t.strips = std::max<int64_t>((cols + widest - 1) / widest, 1);
   t.width = (cols + t.strips - 1) / t.strips;
   if (t.strips > 1) t.width = (t.width + 15) / 16 * 16;
@@ -33,14 +49,16 @@ SketchTiles sketch_tiles(int64_t rows, int64_t cols, int64_t out_rows, int64_t a
 
 template <class T>
 void sparse_sketch(const SparseSketchArgs<T>& args, int64_t begin, int64_t end) {
-  std::vector<SumOf<T>> buffer(kSketchBatch * args.tiles.width);
-  auto entries = run_buffer(args.op);
-  RF_DISPATCH(sparse_sketch<T>)(args, buffer.data(), entries.data(), begin, end);
+  const int64_t rows = args.tiles.by_number ? kNumberBatch : kSketchBatch;
+  std::vector<Line> lines(rows * args.tiles.width * sizeof(SumOf<T>) / sizeof(Line) + 1);
+  SumOf<T>* const buffer = reinterpret_cast<SumOf<T>*>(lines.data());
+  Lists lists(args.op);
+  RF_DISPATCH(sparse_sketch<T>)(args, buffer, lists, begin, end);
 }
 template <class T>
 void csr_sketch(const CsrSketchArgs<T>& args, int64_t begin, int64_t end) {
-  auto entries = run_buffer(args.op);
-  RF_DISPATCH(csr_sketch<T>)(args, entries.data(), begin, end);
+  Lists lists(args.op);
+  RF_DISPATCH(csr_sketch<T>)(args, lists, begin, end);
 }
 template <class Sum>
 void sketch_sums(const SketchSumArgs<Sum>& args, int64_t begin, int64_t end) {
@@ -48,8 +66,8 @@ void sketch_sums(const SketchSumArgs<Sum>& args, int64_t begin, int64_t end) {
 }
 template <class Sum>
 void sparse_sketch_adjoint(const SparseAdjointArgs<Sum>& args, int64_t begin, int64_t end) {
-  auto entries = run_buffer(args.op);
-  RF_DISPATCH(sparse_sketch_adjoint<Sum>)(args, entries.data(), begin, end);
+  Lists lists(args.op);
+  RF_DISPATCH(sparse_sketch_adjoint<Sum>)(args, lists, begin, end);
 }
 void sparse_sketch_entries(const SparseEntriesArgs& args, int64_t begin, int64_t end) {
   RF_DISPATCH(sparse_sketch_entries)(args, begin, end);

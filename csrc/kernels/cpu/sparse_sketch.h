@@ -6,6 +6,12 @@
 // held in the L2 cache: A is cut into strips of columns for which the accumulators fit, and, where
 // that gives too few tasks, into chunks of rows whose sums are added in order. The cut is a
 // function of the shape alone: no bit depends on the number of threads or the instruction set.
+//
+// An addition moves a cache line from L2 and back, some 8 clocks. That hides behind the read of A
+// while nonzeros are few. Where they are many, a task takes them by their number t instead: those
+// of all columns lie in the same d / nnz rows, whose sums stay in L1 for a narrow strip, while a
+// batch of A comes from L2 once for each t. A sum gets its terms in the same order.
+//
 // The adjoint gathers rows of Y and has no conflicts.
 #pragma once
 #include <cstdint>
@@ -15,19 +21,21 @@
 
 namespace randfuse::cpu {
 
-struct Nonzero {
-  int64_t row;  // among the rows of all Y_k
-  float sign;
+struct NonzeroList {
+  uint32_t* rows;  // of the block; not below its rows(): outside
+  float* signs;
 };
 
 struct SketchTiles {
   int64_t width, strips;       // columns of A in a strip
   int64_t chunk_rows, chunks;  // rows of A in a chunk
+  bool by_number;              // of nonzeros; strips are then kNarrowBytes wide
   int64_t count() const { return strips * chunks; }
 };
 
-// rows x cols are those of A; out_rows counts the rows of all Y_k.
-SketchTiles sketch_tiles(int64_t rows, int64_t cols, int64_t out_rows, int64_t accumulator_bytes);
+// rows x cols are those of A, which is dense if its nonzeros may be taken by number.
+SketchTiles sketch_tiles(int64_t rows, int64_t cols, const SparseOperator& op,
+                         int64_t accumulator_bytes, bool may_be_by_number);
 
 template <class T>
 struct SparseSketchArgs {
@@ -74,6 +82,8 @@ struct SparseEntriesArgs {
 };
 
 inline constexpr int64_t kSketchBatch = 128;  // columns of S drawn at a time
+inline constexpr int64_t kNumberBatch = 512;  // rows of A in a batch that is walked by number
+inline constexpr int64_t kNarrowBytes = 128;  // of the sums in a row of its strips
 
 template <class T>
 void sparse_sketch(const SparseSketchArgs<T>& args, int64_t tile_begin, int64_t tile_end);

@@ -16,21 +16,20 @@ inline void draw(const SparseOperator& op, int64_t k, int64_t t, int64_t column,
   }
 }
 
-// body(e, c, row, sign): nonzero e = k * nnz + t of column c of a run of at most kBatch columns
-// that does not cross a multiple of kBatch; row is in the whole operator.
-template <class Body>
-inline void for_each_nonzero(const SparseOperator& op, int64_t begin, int64_t count, Body&& body) {
-  const int64_t column = op.col_offset + begin, skip = column % kBatch;
-  for (int64_t e = 0; e < op.count * op.nnz; ++e) {
-    alignas(64) uint32_t words[kBatch];
-    const int64_t t = e % op.nnz;
-    draw(op, e / op.nnz, t, column, words);
-    const uint32_t first = first_row(op.d, op.nnz, t);
-    const uint32_t size = first_row(op.d, op.nnz, t + 1) - first;
-    for (int64_t c = 0; c < count; ++c) {
-      const uint32_t word = words[skip + c];
-      body(e, c, static_cast<int64_t>(nonzero_row(word, first, size)), nonzero_sign(word));
-    }
+// Nonzero e = k * nnz + t of a run of at most kBatch columns that does not cross a multiple of
+// kBatch. Two arrays and no branch, so that they are made by registers.
+inline void list_run(const SparseOperator& op, int64_t e, int64_t begin, int64_t count,
+                     cpu::NonzeroList out) {
+  const int64_t column = op.col_offset + begin, t = e % op.nnz;
+  alignas(64) uint32_t words[kBatch];
+  draw(op, e / op.nnz, t, column, words);
+  const uint32_t first = first_row(op.d, op.nnz, t);
+  const uint32_t size = first_row(op.d, op.nnz, t + 1) - first;
+  const uint32_t shifted = first - static_cast<uint32_t>(op.row_begin);  // rows before wrap around
+  const uint32_t* const from = words + column % kBatch;
+  for (int64_t c = 0; c < count; ++c) {
+    out.rows[c] = nonzero_row(from[c], shifted, size);
+    out.signs[c] = nonzero_sign(from[c]);
   }
 }
 
@@ -48,23 +47,24 @@ inline void for_each_run(const SparseOperator& op, int64_t begin, int64_t end, B
 // The nonzeros of a run by columns: a piece of a row of A stays in registers while it is added to
 // all the sums that it belongs to.
 struct Run {
-  cpu::Nonzero* entries;  // nonzero e of column c at e * kBatch + c; row < 0: outside of the block
-  int64_t most;
+  cpu::NonzeroList lists;  // nonzero e of column c at e * kBatch + c
+  int64_t count, nnz, rows;
 
-  Run(const SparseOperator& op, int64_t begin, int64_t count, cpu::Nonzero* buffer)
-      : entries(buffer), most(op.count * op.nnz) {
-    for_each_nonzero(op, begin, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
-      const int64_t outside = row >= op.row_begin && row < op.row_end ? 0 : -1;
-      entries[e * kBatch + c] = {(e / op.nnz * op.rows() + row - op.row_begin) | outside, sign};
-    });
+  Run(const SparseOperator& op, int64_t begin, int64_t columns, cpu::NonzeroList buffer)
+      : lists(buffer), count(op.count), nnz(op.nnz), rows(op.rows()) {
+    for (int64_t e = 0; e < count * nnz; ++e) {
+      list_run(op, e, begin, columns, {lists.rows + e * kBatch, lists.signs + e * kBatch});
+    }
   }
 
-  // body(row, sign) for the nonzeros of column c of the run that lie in the block.
+  // body(row among the rows of all Y_k, sign) for the nonzeros of column c that lie in the block.
   template <class Body>
   void column(int64_t c, Body&& body) const {
-    for (int64_t e = 0; e < most; ++e) {
-      const cpu::Nonzero& entry = entries[e * kBatch + c];
-      if (entry.row >= 0) body(entry.row, entry.sign);
+    int64_t at = c;
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t t = 0; t < nnz; ++t, at += kBatch) {
+        if (lists.rows[at] < rows) body(k * rows + lists.rows[at], lists.signs[at]);
+      }
     }
   }
 };
@@ -168,6 +168,28 @@ inline void gather(const Run& run, int64_t c, const S* y, S* x, int64_t n, S sca
       });
 }
 
+// Rows [row, row + rows) of columns [col, col + cols) of A as rows of `stride` sums; what is beyond
+// `cols` is left as it is.
+template <class T>
+inline void copy_columns(const cpu::SparseSketchArgs<T>& a, int64_t row, int64_t rows, int64_t col,
+                         int64_t cols, SumOf<T>* to, int64_t stride) {
+  const T* from = a.a + row * a.row_stride + col * a.col_stride;
+  if (a.col_stride == 1) {
+    for (int64_t r = 0; r < rows; ++r) widen(from + r * a.row_stride, 1, to + r * stride, cols);
+    return;
+  }
+  // A cache line of the copy at a time, of as many columns that are read along.
+  constexpr int64_t kLine = 64 / sizeof(SumOf<T>);
+  for (int64_t c = 0; c < cols; c += kLine) {
+    const int64_t end = c + kLine < cols ? c + kLine : cols;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t l = c; l < end; ++l) {
+        to[r * stride + l] = to_float(from[l * a.col_stride + r * a.row_stride]);
+      }
+    }
+  }
+}
+
 // Rows of A as contiguous rows of Sum: A itself where it is that already, else a copy.
 template <class T>
 struct Batch {
@@ -177,29 +199,16 @@ struct Batch {
 
   Batch(const cpu::SparseSketchArgs<T>& a, int64_t row, int64_t rows, int64_t col, int64_t cols,
         Sum* buffer) {
-    const T* from = a.a + row * a.row_stride + col * a.col_stride;
     if constexpr (std::is_same_v<T, Sum>) {
       if (a.col_stride == 1) {
-        data = from;
+        data = a.a + row * a.row_stride + col;
         stride = a.row_stride;
         return;
       }
     }
+    copy_columns(a, row, rows, col, cols, buffer, cols);
     data = buffer;
     stride = cols;
-    if (a.col_stride == 1) {
-      for (int64_t r = 0; r < rows; ++r) widen(from + r * a.row_stride, 1, buffer + r * cols, cols);
-    } else {  // a cache line of the buffer at a time, of as many columns that are read along
-      constexpr int64_t kLine = 64 / sizeof(Sum);
-      for (int64_t c = 0; c < cols; c += kLine) {
-        const int64_t end = c + kLine < cols ? c + kLine : cols;
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t l = c; l < end; ++l) {
-            buffer[r * cols + l] = to_float(from[l * a.col_stride + r * a.row_stride]);
-          }
-        }
-      }
-    }
   }
 };
 
@@ -215,19 +224,52 @@ inline Tile tile_of(const cpu::SketchTiles& t, int64_t rows, int64_t cols, int64
   return {row, row_end, col, width, index * out_rows * t.width};
 }
 
+// A tile whose nonzeros are taken by number, kNumberBatch rows of A at a time.
 template <class T>
-void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, cpu::Nonzero* entries,
+inline void tile_by_number(const cpu::SparseSketchArgs<T>& a, const Tile& tile, SumOf<T>* buffer,
+                           cpu::NonzeroList list, SumOf<T>* sums) {
+  using S = SumOf<T>;
+  constexpr int64_t kWidth = cpu::kNarrowBytes / sizeof(S);
+  for (int64_t row = tile.row; row < tile.row_end; row += cpu::kNumberBatch) {
+    const int64_t left = tile.row_end - row;
+    const int64_t rows = left < cpu::kNumberBatch ? left : cpu::kNumberBatch;
+    copy_columns(a, row, rows, tile.col, tile.cols, buffer, kWidth);
+    for (int64_t e = 0; e < a.op.count * a.op.nnz; ++e) {
+      for_each_run(a.op, row, row + rows, [&](int64_t begin, int64_t count) {
+        list_run(a.op, e, begin, count, {list.rows + begin - row, list.signs + begin - row});
+      });
+      S* const own = sums + e / a.op.nnz * a.op.rows() * kWidth;
+      for (int64_t r = 0; r < rows; ++r) {
+        if (list.rows[r] >= a.op.rows()) continue;
+        const S* const x = buffer + r * kWidth;
+        S* const y = own + int64_t{list.rows[r]} * kWidth;
+        const auto sign = broadcast(static_cast<S>(list.signs[r]));
+#pragma GCC unroll 8
+        for (int64_t l = 0; l < kWidth; l += kLanes<S>) {
+          store(y + l, fma(sign, load(x + l), load(y + l)));
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void sparse_sketch(const cpu::SparseSketchArgs<T>& a, SumOf<T>* buffer, cpu::NonzeroList lists,
                    int64_t begin, int64_t end) {
   const int64_t out_rows = a.op.count * a.op.rows(), width = a.tiles.width;
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile = tile_of(a.tiles, a.rows, a.cols, out_rows, index);
     SumOf<T>* sums = a.sums + tile.first_sum;
     std::memset(sums, 0, sizeof(SumOf<T>) * static_cast<size_t>(out_rows * width));
+    if (a.tiles.by_number) {
+      tile_by_number(a, tile, buffer, lists, sums);
+      continue;
+    }
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
       const Batch<T> batch(a, row, count, tile.col, tile.cols, buffer);
       if (tile.cols == 1)
         return scatter_one(a.op, row, count, batch.data, batch.stride, sums, width);
-      const Run run(a.op, row, count, entries);
+      const Run run(a.op, row, count, lists);
       for (int64_t c = 0; c < count; ++c) {
         scatter(run, c, batch.data + c * batch.stride, sums, width, tile.cols);
       }
@@ -249,14 +291,15 @@ inline int64_t lower_bound(const int64_t* cols, int64_t begin, int64_t end, int6
 }
 
 template <class T>
-void csr_sketch(const cpu::CsrSketchArgs<T>& a, cpu::Nonzero* entries, int64_t begin, int64_t end) {
+void csr_sketch(const cpu::CsrSketchArgs<T>& a, cpu::NonzeroList lists, int64_t begin,
+                int64_t end) {
   const int64_t out_rows = a.op.count * a.op.rows(), width = a.tiles.width;
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile = tile_of(a.tiles, a.rows, a.cols, out_rows, index);
     SumOf<T>* sums = a.sums + tile.first_sum;
     std::memset(sums, 0, sizeof(SumOf<T>) * static_cast<size_t>(out_rows * width));
     for_each_run(a.op, tile.row, tile.row_end, [&](int64_t row, int64_t count) {
-      const Run run(a.op, row, count, entries);
+      const Run run(a.op, row, count, lists);
       for (int64_t c = 0; c < count; ++c) {
         const int64_t stop = a.crow[row + c + 1], last = tile.col + tile.cols;
         for (int64_t p = lower_bound(a.col, a.crow[row + c], stop, tile.col);
@@ -288,10 +331,10 @@ void sketch_sums(const cpu::SketchSumArgs<Sum>& a, int64_t begin, int64_t end) {
 }
 
 template <class Sum>
-void sparse_sketch_adjoint(const cpu::SparseAdjointArgs<Sum>& a, cpu::Nonzero* entries,
+void sparse_sketch_adjoint(const cpu::SparseAdjointArgs<Sum>& a, cpu::NonzeroList lists,
                            int64_t begin, int64_t end) {
   for_each_run(a.op, begin, end, [&](int64_t row, int64_t count) {
-    const Run run(a.op, row, count, entries);
+    const Run run(a.op, row, count, lists);
     for (int64_t c = 0; c < count; ++c) {
       gather(run, c, a.y, a.x + (row + c) * a.cols, a.cols, a.scale);
     }
@@ -299,11 +342,16 @@ void sparse_sketch_adjoint(const cpu::SparseAdjointArgs<Sum>& a, cpu::Nonzero* e
 }
 
 inline void sparse_sketch_entries(const cpu::SparseEntriesArgs& a, int64_t begin, int64_t end) {
+  uint32_t rows[kBatch];
+  float signs[kBatch];
   for_each_run(a.op, begin, end, [&](int64_t column, int64_t count) {
-    for_each_nonzero(a.op, column, count, [&](int64_t e, int64_t c, int64_t row, float sign) {
-      a.rows[e * a.cols + column + c] = row;
-      a.signs[e * a.cols + column + c] = static_cast<int8_t>(sign);
-    });
+    for (int64_t e = 0; e < a.op.count * a.op.nnz; ++e) {
+      list_run(a.op, e, column, count, {rows, signs});
+      for (int64_t c = 0; c < count; ++c) {
+        a.rows[e * a.cols + column + c] = rows[c];
+        a.signs[e * a.cols + column + c] = static_cast<int8_t>(signs[c]);
+      }
+    }
   });
 }
 
