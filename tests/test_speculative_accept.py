@@ -90,6 +90,8 @@ def test_saved_logsumexps_change_nothing(device, mode):
         assert_bitwise_equal(got.tokens, plain.tokens, name=str(list(saved)))
         assert_bitwise_equal(got.num_accepted, plain.num_accepted)
         torch.testing.assert_close(got.logprobs, plain.logprobs)
+    one_hot = speculative_accept(target, drawn.tokens, target_logsumexp=target_lse, **args)
+    assert_bitwise_equal(one_hot.tokens, speculative_accept(target, drawn.tokens, **args).tokens, name="one-hot drafts")
     greedy = {**args, "temperature": 0.0}  # whose facts are those of temperature 1: nothing saved is used
     for a, e in zip(speculative_accept(target, drawn.tokens, draft, target_logsumexp=target_lse, **greedy),
                     speculative_accept(target, drawn.tokens, draft, **greedy), strict=True):  # fmt: skip
