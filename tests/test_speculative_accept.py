@@ -229,6 +229,16 @@ def test_drafts_of_rows_that_are_no_law(kernels_device, mode):
         assert got.logprobs[:, 0].isfinite().all()
 
 
+@pytest.mark.parametrize("mode", ["token", "block"])
+def test_drafts_without_probability(kernels_device, mode):
+    """All pairs of drafts of which p, q, both or neither are 0: nothing of p = 0 stands, and 0 / 0 is no acceptance."""
+    p, q, kinds = row(t3=0.0, t7=0.0), row(t5=0.0, t7=0.0), torch.tensor([3, 5, 7, 9])
+    ids = torch.cartesian_prod(kinds, kinds).repeat(16, 1)
+    n = len(ids)
+    got = assert_same(p.expand(n, 3, 40), ids, q.expand(n, 2, 40), mode=mode, key=randfuse.split(randfuse.key(2), n))
+    assert set(got.tokens.unique().tolist()) == {-1, 3, 7}
+
+
 def test_documented_status(device):
     """Bits of the rows up to the stop; neighbours of a bad request stay as they are."""
     b, k, vocab = 8, 2, 300
