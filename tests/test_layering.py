@@ -53,7 +53,7 @@ LACKS = {
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "speculative_accept": CUDA | TRITON,
+    "speculative_accept": CUDA,
 }
 
 

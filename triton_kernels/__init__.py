@@ -18,6 +18,7 @@ from . import (
     multi_sample_linear,
     multi_sample_scale,
     sparse_sketch,
+    speculative_accept,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "multi_sample_linear",
     "multi_sample_scale",
     "sparse_sketch",
+    "speculative_accept",
 ]
 
 _registry.install(launch.NAMESPACE)
