@@ -1,4 +1,4 @@
-"""Which drafts of a request stand, from the statistics of its rows: csrc/kernels/cpu/accept_request.h and accept_block.h.
+"""Which drafts of a request stand, from the statistics of its rows: csrc/kernels/cpu/accept_request.h, accept_block.h.
 
 Line place · B + b of the workspace has the tiles of a row of request b: of the target at places 0 … K, of the draft at
 K + 1 … 2 K. A visit of a row costs 9 bytes a tile, so each program of a request walks for itself. Coins are compared
@@ -24,7 +24,7 @@ FORCED, FROM_TARGET, FROM_REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(
 
 @triton.jit
 def law_of(line, saved, t, tiles, top_ptr, sum_ptr, nan_ptr, TILES: tl.constexpr):
-    """Maximum m of a row (0 if there is none that is finite), Σ exp((z − m) / T), the maximum itself, and its status."""
+    """Maximum m of a row and Σ exp((z − m) / T), or 0 and 1 where it is not finite; the maximum itself; the status."""
     index = tl.arange(0, TILES)
     known = saved == saved
     inside, at = (index < tiles) & (known == 0), line * tiles + index
@@ -37,7 +37,13 @@ def law_of(line, saved, t, tiles, top_ptr, sum_ptr, nan_ptr, TILES: tl.constexpr
     m = tl.where(tl.abs(top) < INF, top, 0.0).to(tl.float64)
     below = tl.where(sums > 0, (tops.to(tl.float64) - m) / t, -INF)
     total = tl.where(known, tl.exp(saved - m / t), tl.sum(sums * tl.exp(below), 0))
-    return m, total, top, tl.where(known, 0, status)
+    return m, tl.where(total > 0, total, 1.0), top, tl.where(known, 0, status)
+
+
+@triton.jit
+def draft_law(b, B, K, j, lse_ptr, t, tiles, top_ptr, sum_ptr, nan_ptr, TILES: tl.constexpr):
+    saved = saved_of(lse_ptr, b * K + j, True, t)
+    return law_of((K + 1 + j) * B + b, saved, t, tiles, top_ptr, sum_ptr, nan_ptr, TILES)
 
 
 @triton.jit
@@ -92,15 +98,15 @@ def walk(
         status = status | seen
         z = tl.load(drafted_ptr + line, mask=x >= 0, other=-INF).to(tl.float64)
         px = tl.exp((z - m) / t) / total
-        accepted = x < -1  # no
-        kind, banned = kind * 0 + FORCED, banned * 0 - 1
+        accepted = tl.full([], False, tl.int1)
+        kind, banned = tl.full([], FORCED, tl.int32), tl.full([], -1, tl.int64)
         if top == -INF:
-            token = token * 0
+            token = tl.zeros([], tl.int64)
         elif greedy | (top == INF) | (MODE == "match"):
             token = leader_of(line, tiles, score_ptr, leader_ptr, TILES)
             accepted = token == x
         else:
-            kind = kind * 0 + FROM_TARGET
+            kind = tl.full([], FROM_TARGET, tl.int32)
             if MODE == "typical":
                 entropy = entropy_of(line, m, total, t, tiles, top_ptr, sum_ptr, dot_ptr, TILES)
                 accepted = (x >= 0) & (px > tl.minimum(threshold, alpha * tl.exp(-entropy)))
@@ -109,13 +115,14 @@ def walk(
                 accepted, banned = u < px, x
                 if DRAFT and draft_greedy == 0:
                     line += (K + 1) * B
-                    saved = saved_of(draft_lse_ptr, b * K + stop, True, draft_t)
-                    qm, q_total, q_top, seen = law_of(line, saved, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES)
+                    qm, q_total, q_top, seen = draft_law(
+                        b, B, K, stop, draft_lse_ptr, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
+                    )
                     status = status | seen
                     if tl.abs(q_top) < INF:
                         qz = tl.load(drafted_ptr + line).to(tl.float64)
                         accepted = u * (tl.exp((qz - qm) / draft_t) / q_total) < px
-                        kind, banned = kind * 0 + FROM_REST, banned * 0 - 1
+                        kind, banned = tl.full([], FROM_REST, tl.int32), tl.full([], -1, tl.int64)
                     else:  # all mass of q on one token, or none anywhere
                         point = leader_of(line, tiles, top_ptr, leader_ptr, TILES)
                         banned = tl.where(q_top == INF, point, -1)
@@ -149,8 +156,9 @@ def walk_block(
         px = tl.exp((z - m) / t) / total
         logprobs = tl.where(index == j, log_probability(z, m, total, top, t), logprobs)
         line += (K + 1) * B
-        saved = saved_of(draft_lse_ptr, b * K + j, True, draft_t)
-        qm, q_total, q_top, seen = law_of(line, saved, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES)
+        qm, q_total, q_top, seen = draft_law(
+            b, B, K, j, draft_lse_ptr, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
+        )
         status = status | seen
         qx = tl.exp((tl.load(drafted_ptr + line).to(tl.float64) - qm) / draft_t) / q_total
         whole = (tl.abs(top) < INF) & (tl.abs(q_top) < INF)
@@ -162,7 +170,8 @@ def walk_block(
             if (j > 0) & ((u * (rest + 1.0 - w) < rest) | (rest + 1.0 - w <= 0)):
                 stop, w_stop = j, w
         u = coin(key, i, j)
-        w = tl.where((px == 0) | (w == 0), 0.0, tl.where(qx > 0, tl.minimum(w * px / qx, 1.0), 1.0))
+        ratio = tl.where(qx > 0, px / tl.where(qx > 0, qx, 1.0), INF)
+        w = tl.where((px == 0) | (w == 0), 0.0, tl.minimum(w * ratio, 1.0))
         j += 1
     stop = tl.where(u < w, drafts, stop)
     return whole, stop, w_stop, w_place, status, logprobs

@@ -95,7 +95,7 @@ def categorical_cuts_kernel(
     exclude_ptr, num_exclude, bitmask_ptr, words: tl.int64, col_offset: tl.int64, requests, WARM_ROWS: tl.constexpr,
     K_ROWS: tl.constexpr, P_ROWS: tl.constexpr, MIN_ROWS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The last token that the filters of a row keep. Parameters are those of its row, or of request out mod `requests`."""
+    """The last token that the filters of a row keep; they are those of the row, or of request `out` mod `requests`."""
     out = tl.program_id(0).to(tl.int64)
     row, valid = output_row(chosen_ptr, out, rows)
     owner = row if requests is None else out % requests

@@ -1,13 +1,16 @@
 """Speculative acceptance: what csrc/kernels/cpu/speculative_accept.h does to a request, for all requests at once.
 
     accept_stats_kernel   a program a tile of every row that may count: the logits once, 13 bytes a tile written
-    accept_kernel         programs of a request walk to its stop (accept_walk.py), share out what they still have to read of
-                          the stop row pair, and the last of them to finish draws the token
+    accept_kernel         programs of a request walk to its stop (accept_walk.py) and share out what they must read of
+                          the stop row pair; the last of them to finish draws the token
 
-Two launches in every mode; in mode block the second reads the pairs of all places unless all drafts stand. Filters add
-two: cuts (filters.py), and the statistics of what is left. All rows are read at once, those after the stop too.
-The rest max(w p − q, 0) is summed in float32 and drawn from as it is, where the CPU repeats an open draw in float64:
-that may choose a neighbouring token, about once in 10^5 rejected requests at V = 2048 and 10^4 at 2^17.
+Two launches in every mode; block reads the pairs of all places again, unless all drafts stand. Filters add two: cuts
+(filters.py), and the statistics of what is left. All rows are read at once, those after the stop too: one row more or
+less costs a GPU less than waiting for a decision.
+
+Greedy tokens and races (mode match) are the CPU's to the bit, and so are draws from p. What is left of p beside q is
+summed in float32 and drawn from as it is, where the CPU takes an open draw again in float64: alone, one program would
+need longer for that than all of them for the call. It may choose a neighbour, once in 10^5 to 10^6 rejected requests.
 """
 
 import torch
@@ -17,75 +20,16 @@ from randfuse import _checks, _sampling
 from randfuse.reference import streams
 
 from . import launch, philox
-from .accept_rows import element, read_draft, read_target, request_of, saved_of, target_row, temperatures
-from .accept_walk import FORCED, FROM_REST, FROM_TARGET, law_of, leader_of, log_probability, walk, walk_block
+from .accept_rows import read_draft, read_target, request_of, saved_of, target_row, temperatures
+from .accept_stats import accept_stats_kernel
+from .accept_walk import FORCED, FROM_REST, FROM_TARGET, draft_law, law_of, leader_of, log_probability, walk, walk_block
 from .filters import BINS, categorical_cuts_kernel
-from .logit_tiles import INF, NONE, TILE, cut_of, pick
-from .row_draws import coin53, draw_by_mass, exponentials, race_tile, tile_dot
+from .logit_tiles import INF, TILE, cut_of, pick
+from .row_draws import coin53, draw_by_mass, exponentials
 
 REST_DOMAIN = tl.constexpr(streams.domain_word(streams.RESIDUAL, 32))
 MODES = ("token", "block", "match", "typical")
 PROGRAMS, SPAN = 512, 16  # as many in the second launch as fill a GPU, but no more tiles for each than SPAN
-
-
-@triton.jit
-def accept_stats_kernel(
-    B: tl.int64, K: tl.int64, tiles, rows: tl.int64, V: tl.int64, ids_ptr, count_ptr, cu_ptr, key_ptr, requests_per_key: tl.int64,
-    position_ptr, temperature_ptr, draft_temperature_ptr, target_lse_ptr, draft_lse_ptr, top_ptr, sum_ptr, nan_ptr,
-    leader_ptr, score_ptr, dot_ptr, drafted_ptr, row_ptr, ticket_ptr, value_ptr, last_ptr, target_ptr,
-    stride_b: tl.int64, stride_j: tl.int64, bitmask_ptr, words: tl.int64, draft_ptr, draft_stride_b: tl.int64,
-    draft_stride_j: tl.int64, begin_ptr, column_ptr, RACE: tl.constexpr, WARM: tl.constexpr, DRAFT_WARM: tl.constexpr,
-    IDS: tl.constexpr,
-):  # fmt: skip
-    """Maximum and Σ exp((z − max) / T) of a tile, its first maximum or its winner, and the logit of the draft in it."""
-    unit = tl.program_id(0).to(tl.int64)
-    line = unit // tiles
-    tile = unit - line * tiles
-    place = line // B
-    b = line - place * B
-    first, own, ids, drafts, _bad = request_of(b, ids_ptr, count_ptr, cu_ptr, rows, K, V, IDS)
-    t, greedy, draft_t, draft_greedy = temperatures(b, temperature_ptr, draft_temperature_ptr, WARM, DRAFT_WARM)
-    j, of_draft = place, place > K
-    wanted = (j <= drafts) & (own > 0)
-    if draft_ptr is not None:
-        j = tl.where(of_draft, place - K - 1, place)
-        wanted = tl.where(of_draft, (j < drafts) & (greedy == 0) & (draft_greedy == 0), wanted)
-    saved = saved_of(target_lse_ptr, first + j, wanted & (of_draft == 0) & (greedy == 0), t)
-    if draft_ptr is not None:
-        saved_draft = saved_of(draft_lse_ptr, b * K + j, wanted & of_draft, draft_t)
-        saved = tl.where(of_draft, saved_draft, saved)
-        t = tl.where(of_draft, draft_t, t)
-    x = element(ids, j)
-    here = (x >= 0) & (x // TILE == tile)
-    index = tl.arange(0, TILE)
-    if wanted & ((saved != saved) | here | RACE):
-        value, last = cut_of(value_ptr, last_ptr, line)
-        p_ptr = target_row(b, first, j, target_ptr, stride_b, stride_j, cu_ptr)
-        z, nan = read_target(tile, first + j, of_draft == 0, value, last, p_ptr, V, bitmask_ptr, words)
-        if draft_ptr is not None and of_draft:
-            z, nan = read_draft(tile, t, draft_ptr + b * draft_stride_b + j * draft_stride_j, V, begin_ptr, column_ptr)
-        top, below, e = exponentials(z, t)
-        tl.store(top_ptr + unit, top)
-        tl.store(sum_ptr + unit, tl.sum(e, 0))
-        tl.store(nan_ptr + unit, nan.to(tl.int8))
-        if dot_ptr is not None:
-            tl.store(dot_ptr + unit, tile_dot(e, below))
-        if RACE:
-            position = 0 if position_ptr is None else tl.load(position_ptr + b)
-            group = b // requests_per_key
-            i = (b - group * requests_per_key).to(tl.uint32)
-            key = philox.fold_in(tl.load(key_ptr + group), position + j)
-            best, winner = race_tile(z, tile, 0, key, i, i ^ i, t, greedy)
-            tl.store(score_ptr + unit, best)
-            tl.store(leader_ptr + unit, winner.to(tl.int32))
-        else:
-            tl.store(leader_ptr + unit, (tile * TILE + tl.min(tl.where(z == top, index, NONE), 0)).to(tl.int32))
-        if here:
-            tl.store(drafted_ptr + line, tl.max(tl.where(index == x % TILE, z, -INF), 0))
-    if row_ptr is not None:
-        tl.store(row_ptr + line, tl.where(wanted, first + j, -1), mask=(tile == 0) & (of_draft == 0))
-    if ticket_ptr is not None:
-        tl.store(ticket_ptr + b, 0, mask=unit == b * tiles)
 
 
 @triton.jit
@@ -102,14 +46,15 @@ def weight64(z, m, total, w, t):
 
 @triton.jit
 def accept_kernel(
-    B: tl.int64, K: tl.int64, tiles, rows: tl.int64, V: tl.int64, ids_ptr, count_ptr, cu_ptr, key_ptr, requests_per_key: tl.int64,
-    position_ptr, temperature_ptr, draft_temperature_ptr, target_lse_ptr, draft_lse_ptr, threshold, alpha, top_ptr,
-    sum_ptr, nan_ptr, leader_ptr, score_ptr, dot_ptr, drafted_ptr, ticket_ptr, rest_ptr, value_ptr, last_ptr, target_ptr,
-    stride_b: tl.int64, stride_j: tl.int64, bitmask_ptr, words: tl.int64, draft_ptr, draft_stride_b: tl.int64,
-    draft_stride_j: tl.int64, begin_ptr, column_ptr, slots: tl.int64, splits: tl.int64, span: tl.int64, token_out_ptr, accepted_ptr, logprob_ptr,
-    status_ptr, MODE: tl.constexpr, WARM: tl.constexpr, DRAFT_WARM: tl.constexpr, TILES: tl.constexpr,
-    IDS: tl.constexpr,
+    B: tl.int64, K: tl.int64, tiles, rows: tl.int64, V: tl.int64, ids_ptr, count_ptr, cu_ptr, key_ptr,
+    requests_per_key: tl.int64, position_ptr, temperature_ptr, draft_temperature_ptr, target_lse_ptr, draft_lse_ptr,
+    threshold, alpha, top_ptr, sum_ptr, nan_ptr, leader_ptr, score_ptr, dot_ptr, drafted_ptr, ticket_ptr, rest_ptr,
+    value_ptr, last_ptr, target_ptr, stride_b: tl.int64, stride_j: tl.int64, bitmask_ptr, words: tl.int64, draft_ptr,
+    draft_stride_b: tl.int64, draft_stride_j: tl.int64, begin_ptr, column_ptr, slots: tl.int64, splits: tl.int64,
+    span: tl.int64, token_out_ptr, accepted_ptr, logprob_ptr, status_ptr, MODE: tl.constexpr, WARM: tl.constexpr,
+    DRAFT_WARM: tl.constexpr, TILES: tl.constexpr, IDS: tl.constexpr,
 ):  # fmt: skip
+    """What a request emits: programs are its slots (in mode block its places) times its splits of the vocabulary."""
     unit = tl.program_id(0).to(tl.int64)
     split, slot, b = unit % splits, unit // splits % slots, unit // splits // slots
     first, own, ids, drafts, bad = request_of(b, ids_ptr, count_ptr, cu_ptr, rows, K, V, IDS)
@@ -122,7 +67,7 @@ def accept_kernel(
     DRAFT: tl.constexpr = draft_ptr is not None
     BLOCK: tl.constexpr = DRAFT and MODE == "block"
 
-    whole = own < 0  # no
+    whole = tl.full([], False, tl.int1)
     stop, kind, status = tl.zeros([], tl.int64), tl.full([], FROM_REST, tl.int32), tl.zeros([], tl.int32)
     token, banned = tl.full([], -1, tl.int64), tl.full([], -1, tl.int64)
     w, logprobs = tl.full([], 1.0, tl.float64), tl.zeros([IDS], tl.float64)
@@ -137,9 +82,9 @@ def accept_kernel(
             threshold, alpha, tiles, top_ptr, sum_ptr, nan_ptr, leader_ptr, score_ptr, dot_ptr, drafted_ptr, MODE,
             DRAFT, TILES, IDS,
         )  # fmt: skip
-        w = w * 0.0 + 1.0
+        w = tl.full([], 1.0, tl.float64)
 
-    finishes = own >= 0  # yes
+    finishes = tl.full([], True, tl.int1)
     if ticket_ptr is not None:
         open_places = whole & (stop < drafts)  # of which the last to stand needs their masses
         place = tl.where(open_places, slot, stop)
@@ -152,9 +97,8 @@ def accept_kernel(
             p_ptr = target_row(b, first, place, target_ptr, stride_b, stride_j, cu_ptr)
             qm, q_total = m, total
             if DRAFT and kind == FROM_REST:
-                saved_q = saved_of(draft_lse_ptr, b * K + place, True, draft_t)
-                qm, q_total, _top, _seen = law_of(
-                    line + (K + 1) * B, saved_q, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
+                qm, q_total, _top, _seen = draft_law(
+                    b, B, K, place, draft_lse_ptr, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
                 )
             for tile in range(split * span, tl.minimum(split * span + span, tiles)):
                 z, _nan = read_target(tile, first + place, True, value, last, p_ptr, V, bitmask_ptr, words)
@@ -182,15 +126,14 @@ def accept_kernel(
         p_ptr = target_row(b, first, stop, target_ptr, stride_b, stride_j, cu_ptr)
         if (kind != FORCED) & (tl.abs(top) == INF):  # a request as a whole, after all its drafts
             token = tl.where(top == INF, leader_of(line, tiles, top_ptr, leader_ptr, TILES), 0)
-            kind = kind * 0 + FORCED
+            kind = tl.full([], FORCED, tl.int32)
         if kind != FORCED:
             r0, r1, r2, r3 = tl.philox(key, i ^ i, i, i ^ i, REST_DOMAIN, philox.WORD_ROUNDS)
             u, v = coin53(r0, r1), coin53(r2, r3)
-            drawn = own < 0  # no
+            drawn = tl.full([], False, tl.int1)
             if DRAFT and kind == FROM_REST:
-                saved_q = saved_of(draft_lse_ptr, b * K + stop, True, draft_t)
-                qm, q_total, _top, _seen = law_of(
-                    line + (K + 1) * B, saved_q, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
+                qm, q_total, _top, _seen = draft_law(
+                    b, B, K, stop, draft_lse_ptr, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
                 )
                 rest_at = (b * slots + tl.where(whole, stop, 0)) * tiles + index
                 rest = tl.load(rest_ptr + rest_at, mask=index < tiles, other=0.0, cache_modifier=".cg")
