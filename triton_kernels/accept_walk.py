@@ -167,7 +167,8 @@ def walk_block(
             at = tl.arange(0, TILES)
             left = tl.load(rest_ptr + (b * K + j) * tiles + at, mask=at < tiles, other=0.0, cache_modifier=".cg")
             rest = tl.sum(left.to(tl.float64), 0)
-            if (j > 0) & ((u * (rest + 1.0 - w) < rest) | (rest + 1.0 - w <= 0)):
+            every = rest + (1.0 - w)  # h = 1 where w = 1, to the last bit
+            if (j > 0) & ((u * every < rest) | (every <= 0)):
                 stop, w_stop = j, w
         u = coin(key, i, j)
         ratio = tl.where(qx > 0, px / tl.where(qx > 0, qx, 1.0), INF)
