@@ -44,7 +44,6 @@ def assert_same(device, target, ids, draft=None, *, name="result", **kwargs):
     ("mode", "dtype", "vocab"),
     [
         ("token", torch.bfloat16, 2050),
-        ("token", torch.float32, 5),
         ("block", torch.float16, 1100),
         ("block", torch.float32, 1),
         ("match", torch.float32, 1025),
@@ -56,6 +55,28 @@ def test_modes(device, mode, dtype, vocab):
     args = {"mode": mode, "temperature": 0.8, "key": randfuse.key(1), "positions": torch.arange(3) * 7}
     assert_same(device, target, ids, draft, name="logits", **args)
     assert_same(device, target, ids, name="one-hot", **args)
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("mode", "kwargs"), [("token", {"top_k": 2}), ("token", {"draft_temperature": 0.0}), ("block", {})], ids=str
+)
+def test_many_small_requests(device, mode, kwargs):
+    """Stops at every place, tokens that are cut or banned although they are likely, w below 1."""
+    target, ids, draft = step(24, 2, 6, noise=2.0)
+    expected = assert_same(device, target, ids, draft, mode=mode, key=randfuse.key(12), **kwargs)
+    assert set(expected.num_accepted.tolist()) == {0, 1, 2}, "stops at every place"
+
+
+@on_device
+def test_entropy_of_tiles_apart(device):
+    """A third of the mass lies six below the largest logit, in another tile: 1.8 nats of the entropy."""
+    target = torch.zeros(2, 2, 1030)
+    target[..., 1024:] = 6.0
+    ids = torch.tensor([[1027], [5]])
+    expected = assert_same(device, target, ids, mode="typical", typical_threshold=1.0, typical_alpha=1.0,
+                           key=randfuse.key(13))  # fmt: skip
+    assert expected.num_accepted.tolist() == [1, 0], "p = 0.117 and 0.0003 beside exp(-3.9)"
 
 
 @on_device
@@ -110,10 +131,11 @@ def test_saved_logsumexps(device, mode):
 @pytest.mark.parametrize("mode", ["token", "block"])
 def test_draft_vocabulary_maps(device, mode):
     """Fewer tokens, in any order; several logits of one token, one of them NaN or −inf."""
-    b, k, vocab, width = 4, 2, 1100, 50
+    b, k, vocab, width = 6, 2, 1030, 20
     target, ids, _ = step(b, k, vocab)
     draft, mapping = torch.randn(b, k, width) * 2, torch.randint(0, vocab, (width,))
-    mapping[:24] = ids.reshape(-1).repeat(3)
+    mapping[:12], mapping[12:] = ids.reshape(-1), ids[:, :1].reshape(-1).repeat(2)[:8]
+    draft[:, :, 12:] += 1
     draft[0, 0, 0], draft[1, 0, 8], draft[2, 0, :3] = NAN, -INF, INF
     assert_same(device, target, ids, draft, mode=mode, draft_to_target=mapping, key=randfuse.key(5))
 

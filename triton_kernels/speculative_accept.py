@@ -84,7 +84,6 @@ def accept_kernel(
         )  # fmt: skip
         w = tl.full([], 1.0, tl.float64)
 
-    finishes = tl.full([], True, tl.int1)
     if ticket_ptr is not None:
         open_places = whole & (stop < drafts)  # of which the last to stand needs their masses
         place = tl.where(open_places, slot, stop)
@@ -112,67 +111,67 @@ def accept_kernel(
                     left = weight32(z, m, total, w, t) - weight32(zq, qm, q_total, 1.0, draft_t)
                     tl.store(rest_ptr + rest_at + tile, tl.sum(tl.maximum(left, 0.0), 0))
         tl.debug_barrier()
-        finishes = tl.atomic_add(ticket_ptr + b, 1) == slots * splits - 1
-    if finishes:
-        if BLOCK and whole:
-            _whole, stop, w, _w_place, _status, _logprobs = walk_block(
-                slot, b, B, K, first, own, ids, drafts, t, greedy, draft_t, draft_greedy, key, i, target_lse_ptr,
-                draft_lse_ptr, rest_ptr, tiles, top_ptr, sum_ptr, nan_ptr, drafted_ptr, TILES, IDS,
-            )  # fmt: skip
-        index, local, line = tl.arange(0, TILES), tl.arange(0, TILE), stop * B + b
-        saved = saved_of(target_lse_ptr, first + stop, (greedy == 0) & (own > 0), t)
-        m, total, top, seen = law_of(line, saved, t, tiles, top_ptr, sum_ptr, nan_ptr, TILES)
-        value, last = cut_of(value_ptr, last_ptr, line)
-        p_ptr = target_row(b, first, stop, target_ptr, stride_b, stride_j, cu_ptr)
-        if (kind != FORCED) & (tl.abs(top) == INF):  # a request as a whole, after all its drafts
-            token = tl.where(top == INF, leader_of(line, tiles, top_ptr, leader_ptr, TILES), 0)
-            kind = tl.full([], FORCED, tl.int32)
-        if kind != FORCED:
-            r0, r1, r2, r3 = tl.philox(key, i ^ i, i, i ^ i, REST_DOMAIN, philox.WORD_ROUNDS)
-            u, v = coin53(r0, r1), coin53(r2, r3)
-            drawn = tl.full([], False, tl.int1)
-            if DRAFT and kind == FROM_REST:
-                qm, q_total, _top, _seen = draft_law(
-                    b, B, K, stop, draft_lse_ptr, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
-                )
-                rest_at = (b * slots + tl.where(whole, stop, 0)) * tiles + index
-                rest = tl.load(rest_ptr + rest_at, mask=index < tiles, other=0.0, cache_modifier=".cg")
-                tile, _before, _after, mass = pick(index, rest.to(tl.float64), u)
+        if tl.atomic_add(ticket_ptr + b, 1) != slots * splits - 1:
+            return
+    if BLOCK and whole:
+        _whole, stop, w, _w_place, _status, _logprobs = walk_block(
+            slot, b, B, K, first, own, ids, drafts, t, greedy, draft_t, draft_greedy, key, i, target_lse_ptr,
+            draft_lse_ptr, rest_ptr, tiles, top_ptr, sum_ptr, nan_ptr, drafted_ptr, TILES, IDS,
+        )  # fmt: skip
+    index, local, line = tl.arange(0, TILES), tl.arange(0, TILE), stop * B + b
+    saved = saved_of(target_lse_ptr, first + stop, (greedy == 0) & (own > 0), t)
+    m, total, top, seen = law_of(line, saved, t, tiles, top_ptr, sum_ptr, nan_ptr, TILES)
+    value, last = cut_of(value_ptr, last_ptr, line)
+    p_ptr = target_row(b, first, stop, target_ptr, stride_b, stride_j, cu_ptr)
+    if (kind != FORCED) & (tl.abs(top) == INF):  # a request as a whole, after all its drafts
+        token = tl.where(top == INF, leader_of(line, tiles, top_ptr, leader_ptr, TILES), 0)
+        kind = tl.full([], FORCED, tl.int32)
+    if kind != FORCED:
+        r0, r1, r2, r3 = tl.philox(key, i ^ i, i, i ^ i, REST_DOMAIN, philox.WORD_ROUNDS)
+        u, v = coin53(r0, r1), coin53(r2, r3)
+        drawn = tl.full([], False, tl.int1)
+        if DRAFT and kind == FROM_REST:
+            qm, q_total, _top, _seen = draft_law(
+                b, B, K, stop, draft_lse_ptr, draft_t, tiles, top_ptr, sum_ptr, nan_ptr, TILES
+            )
+            rest_at = (b * slots + tl.where(whole, stop, 0)) * tiles + index
+            rest = tl.load(rest_ptr + rest_at, mask=index < tiles, other=0.0, cache_modifier=".cg")
+            tile, _before, _after, mass = pick(index, rest.to(tl.float64), u)
+            z, _nan = read_target(tile, first + stop, True, value, last, p_ptr, V, bitmask_ptr, words)
+            q_ptr = draft_ptr + b * draft_stride_b + stop * draft_stride_j
+            zq, _nan = read_draft(tile, draft_t, q_ptr, V, begin_ptr, column_ptr)
+            left = weight64(z, m, total, w, t) - weight64(zq, qm, q_total, 1.0, draft_t)
+            spot, _before, _after, in_tile = pick(local, tl.maximum(left, 0.0), v)
+            token = tile.to(tl.int64) * TILE + spot
+            drawn = (mass > 0) & (in_tile > 0)  # else q left nothing of p
+        if drawn == 0:
+            at = line * tiles + index
+            tops = tl.load(top_ptr + at, mask=index < tiles, other=-INF, cache_modifier=".cg")
+            sums = tl.load(sum_ptr + at, mask=index < tiles, other=0.0, cache_modifier=".cg").to(tl.float64)
+            if banned >= 0:
+                tile = banned // TILE
                 z, _nan = read_target(tile, first + stop, True, value, last, p_ptr, V, bitmask_ptr, words)
-                q_ptr = draft_ptr + b * draft_stride_b + stop * draft_stride_j
-                zq, _nan = read_draft(tile, draft_t, q_ptr, V, begin_ptr, column_ptr)
-                left = weight64(z, m, total, w, t) - weight64(zq, qm, q_total, 1.0, draft_t)
-                spot, _before, _after, in_tile = pick(local, tl.maximum(left, 0.0), v)
-                token = tile.to(tl.int64) * TILE + spot
-                drawn = (mass > 0) & (in_tile > 0)  # else q left nothing of p
-            if drawn == 0:
-                at = line * tiles + index
-                tops = tl.load(top_ptr + at, mask=index < tiles, other=-INF, cache_modifier=".cg")
-                sums = tl.load(sum_ptr + at, mask=index < tiles, other=0.0, cache_modifier=".cg").to(tl.float64)
-                if banned >= 0:
-                    tile = banned // TILE
-                    z, _nan = read_target(tile, first + stop, True, value, last, p_ptr, V, bitmask_ptr, words)
-                    best, _x, e = exponentials(tl.where(local + tile * TILE == banned, -INF, z), t)
-                    tops = tl.where(index == tile, best, tops)
-                    sums = tl.where(index == tile, tl.sum(e, 0).to(tl.float64), sums)
-                row_max = tl.max(tops, 0)
-                token = banned
-                if row_max > -INF:
-                    token, _sums = draw_by_mass(
-                        u, v, banned, tops, sums, row_max, 1.0 / t, tiles, first + stop, True, value, last, p_ptr, 0, V,
-                        None, 0, None, None, 0, bitmask_ptr, words, 0,
-                    )  # fmt: skip
-        z, _nan = read_target(token // TILE, first + stop, own > 0, value, last, p_ptr, V, bitmask_ptr, words)
-        chosen = tl.max(tl.where(local == token % TILE, z, -INF), 0).to(tl.float64)
-        here = tl.where(own > 0, log_probability(chosen, m, total, top, t), 0.0)
-        index, out = tl.arange(0, IDS), b * (K + 1) + tl.arange(0, IDS)
-        tokens = tl.where(index < stop, ids, tl.where(index == stop, token, -1))
-        tl.store(token_out_ptr + out, tokens, mask=index <= K)
-        logprobs = tl.where(index < stop, logprobs, tl.where(index == stop, here, 0.0))
-        tl.store(logprob_ptr + out, logprobs.to(tl.float32), mask=index <= K)
-        tl.store(accepted_ptr + b, stop)
-        status = tl.where(own > 0, status | seen, 0) | tl.where(stop == drafts, bad, 0)
-        tl.store(status_ptr + b, status.to(tl.int64))
+                best, _x, e = exponentials(tl.where(local + tile * TILE == banned, -INF, z), t)
+                tops = tl.where(index == tile, best, tops)
+                sums = tl.where(index == tile, tl.sum(e, 0).to(tl.float64), sums)
+            row_max = tl.max(tops, 0)
+            token = banned
+            if row_max > -INF:
+                token, _sums = draw_by_mass(
+                    u, v, banned, tops, sums, row_max, 1.0 / t, tiles, first + stop, True, value, last, p_ptr, 0, V,
+                    None, 0, None, None, 0, bitmask_ptr, words, 0,
+                )  # fmt: skip
+    z, _nan = read_target(token // TILE, first + stop, own > 0, value, last, p_ptr, V, bitmask_ptr, words)
+    chosen = tl.max(tl.where(local == token % TILE, z, -INF), 0).to(tl.float64)
+    here = tl.where(own > 0, log_probability(chosen, m, total, top, t), 0.0)
+    index, out = tl.arange(0, IDS), b * (K + 1) + tl.arange(0, IDS)
+    tokens = tl.where(index < stop, ids, tl.where(index == stop, token, -1))
+    tl.store(token_out_ptr + out, tokens, mask=index <= K)
+    logprobs = tl.where(index < stop, logprobs, tl.where(index == stop, here, 0.0))
+    tl.store(logprob_ptr + out, logprobs.to(tl.float32), mask=index <= K)
+    tl.store(accepted_ptr + b, stop)
+    status = tl.where(own > 0, status | seen, 0) | tl.where(stop == drafts, bad, 0)
+    tl.store(status_ptr + b, status.to(tl.int64))
 
 
 @launch.op(
@@ -319,7 +318,7 @@ def speculative_accept(
     splits = triton.cdiv(tiles, span) if shared else 1
     accept_kernel[(b * slots * splits,)](
         *request, typical_threshold, typical_alpha, *found, ticket, rest, value, last, *of_target, *of_draft, *columns,
-        slots, splits, span, tokens, accepted, logprobs, status, MODE=mode, **options, **spread,
+        slots, splits, span, tokens, accepted, logprobs, status, MODE=mode, num_warps=8, **options, **spread,
     )  # fmt: skip
     return tokens, accepted, logprobs, status
 
