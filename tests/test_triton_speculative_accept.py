@@ -63,7 +63,7 @@ def test_modes(device, mode, dtype, vocab):
 )
 def test_many_small_requests(device, mode, kwargs):
     """Stops at every place, tokens that are cut or banned although they are likely, w below 1."""
-    target, ids, draft = step(24, 2, 6, noise=2.0)
+    target, ids, draft = step(12, 2, 6, noise=2.0)
     expected = assert_same(device, target, ids, draft, mode=mode, key=randfuse.key(12), **kwargs)
     assert set(expected.num_accepted.tolist()) == {0, 1, 2}, "stops at every place"
 
