@@ -17,6 +17,7 @@ from . import (
     multi_sample_cross_entropy,
     multi_sample_linear,
     multi_sample_scale,
+    random_words,
     sparse_sketch,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_scale",
+    "random_words",
     "sparse_sketch",
 ]
 

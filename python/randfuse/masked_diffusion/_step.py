@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import keys
 from ..ops.categorical_sample import categorical_sample
-from ..reference import streams
 from . import _words
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Step:
         """Logits (R, V) where a function gives them, else all of them and `rows`; the tokens are the same."""
         batch, length = self.tokens.shape
         sequence, position = rows // length, rows % length
-        key = streams.fold_in(self.keys[sequence], (self.step.expand(batch)[sequence] << 32) | position)
+        key = keys.fold_in(self.keys[sequence], (self.step.expand(batch)[sequence] << 32) | position)
         arguments: dict[str, Any] = dict(sampling)
         if callable(logits):
             x = _matrix(self.op, "logits", logits(rows), (rows.numel(),))
@@ -134,7 +133,7 @@ def sequence_keys(op: str, key: Tensor | None, generator: torch.Generator | None
     keys.check(op, key, generator, batch, tokens.device)
     key = keys.resolve(key, generator, tokens.device)
     if key.dim() == 0:
-        return streams.fold_in(key.unsqueeze(0), torch.arange(batch, device=key.device))
+        return keys.fold_in(key, torch.arange(batch, device=key.device))
     if key.shape[0] != batch:
         raise ValueError(f"{op}: key must have shape () or (B,) = ({batch},), got {tuple(key.shape)}")
     return key

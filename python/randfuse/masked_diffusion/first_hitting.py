@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import streams
 from . import _words
 from ._step import Logits, Sampling, Step
 from .schedules import LINEAR, Schedule
@@ -51,12 +50,12 @@ def first_hit(
 def _hit(state: Step, clock: Tensor, event: int) -> FirstHit:
     if clock.dtype != torch.float64 or clock.shape != state.keys.shape:
         raise ValueError(f"{state.op}: clock must be float64 (B,), got {clock.dtype} {tuple(clock.shape)}")
-    rows = torch.zeros_like(state.keys)
-    r0, r1, r2, r3 = streams.block(state.keys, rows, event, op=_words.CLOCK, width=64, sample=0)
+    zero = torch.zeros_like(state.keys)
+    time, place = _words.blocks(state.keys, _words.CLOCK, zero, zero + event)
     n = state.masked.sum(-1)
-    chosen = _words.index_below(r2 | r3 << 32, n)
+    chosen = _words.index_below(place, n)
     where = state.masked & (state.masked.cumsum(-1) == chosen.unsqueeze(-1) + 1)
-    later = clock - _words.exponential(r0 | r1 << 32) / n.clamp(min=1)
+    later = clock - _words.exponential(time) / n.clamp(min=1)
     return FirstHit(where, torch.where(n > 0, later, clock))
 
 
