@@ -84,7 +84,7 @@ class Step:
 
     def draw(self, logits: Logits, rows: Tensor, sampling: Sampling, num_samples: int | None = None) -> Tensor:
         """Tokens of rows (R,) of the flattened positions, (R,) or (R, M)."""
-        if rows.numel() == 0:  # nothing to ask a model for
+        if none_of(rows):  # nothing to ask a model for
             return rows.new_empty(rows.shape if num_samples is None else (0, num_samples))
         x, arguments = self.arguments(logits, rows, sampling)
         return categorical_sample(x, num_samples=num_samples, **arguments)
@@ -118,6 +118,11 @@ class Step:
             return more
         mask = torch.full((1,), self.mask_id, dtype=torch.int64, device=self.tokens.device)
         return mask if more is None else torch.cat([mask, more])
+
+
+def none_of(rows: Tensor) -> bool:
+    """Whether there is nothing to do. A compiled graph has no size to look at, and does it for no rows."""
+    return not torch.compiler.is_compiling() and rows.numel() == 0
 
 
 def logit_of(x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
