@@ -398,15 +398,16 @@ COMPILED = {
 @pytest.mark.skipif(_backends.unavailable("cpu") is not None, reason="needs the extension")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_as_one_graph(text, name):
-    """The same tokens as in eager code, over four steps from one compilation."""
+    """The same tokens as in eager code, over four steps from the compilation for the first."""
     logits, tokens = text
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter, first = torch._dynamo.testing.CompileCounterWithBackend("aot_eager"), 0
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         step = torch.compile(COMPILED[name], backend=counter, fullgraph=True)
         for n, (t, s) in enumerate([(0.9, 0.6), (0.6, 0.4), (0.4, 0.2), (0.2, 0.0)]):
             at = (torch.tensor(t).double(), torch.tensor(s).double(), torch.tensor(n), randfuse.key(n))
             assert torch.equal(step(logits, tokens, *at), COMPILED[name](logits, tokens, *at)), f"step {n}"
-    assert counter.frame_count == 1
+            first = first or counter.frame_count
+    assert counter.frame_count == first <= 2, "no later step compiles again"
 
 
 # Training.
