@@ -431,6 +431,7 @@ def test_layer_errors():
     ({"lora_b": torch.ones(3, 4)}, ValueError, r"lora_b must have shape \(N, r\) = \(3, 2\), got \(3, 4\)"),
     ({"lora_b": torch.ones(3, 2).half()}, TypeError, "lora_b must be torch.float32, got torch.float16"),
     ({"lora_a": torch.ones(2, 5, device="meta")}, ValueError, "lora_a must be on .*, got meta"),
+    ({"lora_a": None}, TypeError, "lora_a must be a Tensor, got NoneType"),
     ({"p": 2}, ValueError, r"p must be in \[0, 1\], got 2"),
     ({"p": "high"}, TypeError, "p must be a number or a 0-d floating tensor, got str"),
     ({"scaling": torch.ones(())}, TypeError, "scaling must be a number, got Tensor"),

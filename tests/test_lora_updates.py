@@ -147,6 +147,9 @@ def test_autocast():
     ({"lora_a": [torch.ones(2, 6)]}, ValueError, r"lora_a\[0\] must have shape \(r, K\) with x \(…, K\), got \(2, 6\)"),
     ({"lora_b": [torch.ones(3, 4)]}, ValueError, r"lora_b\[0\] must have shape \(N, r=2\), got \(3, 4\)"),
     ({"lora_b": [torch.ones(3, 2).half()]}, TypeError, r"lora_b\[0\] must be torch.float32, got torch.float16"),
+    ({"lora_a": [None]}, TypeError, r"lora_a\[0\] must be a Tensor, got NoneType"),
+    ({"scaling": "1"}, TypeError, "scaling must be a number, or one for each adapter, got str"),
+    ({"scaling": [torch.ones(())]}, TypeError, "scaling must be a number, or one for each adapter, got Tensor"),
     ({"masks": "one"}, ValueError, "masks must be 'own' or 'shared', got 'one'"),
     ({"p": 1.5}, ValueError, r"p must be in \[0, 1\], got 1.5"),
     ({"x": torch.ones(4, 5).int()}, TypeError, "x must be float32"),
@@ -156,3 +159,9 @@ def test_errors(kwargs, error, message):
     arguments = {"x": torch.ones(4, 5), "lora_a": [torch.ones(2, 5)], "lora_b": [torch.ones(3, 2)], "scaling": [1.0]}
     with pytest.raises(error, match=f"^lora_updates: {message}"):
         randfuse.lora_updates(**(arguments | kwargs))
+
+
+@pytest.mark.parametrize(("wrong", "got"), [(None, "a Tensor, got NoneType"), (torch.ones(2, 5).int(), "float32")])
+def test_autocast_casts_no_wrong_factor(wrong, got):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=rf"lora_a\[0\] must be {got}"):
+        randfuse.lora_updates(torch.ones(4, 5), [wrong], [torch.ones(3, 2)])

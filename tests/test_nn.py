@@ -209,6 +209,7 @@ def test_tensor_p_follows_the_model():
     ({"p": 1.5}, r"p must be in \[0, 1\], got 1.5"), ({"steps": 0}, "steps must be at least 1, got 0"),
     ({"mode": "cosine"}, "mode must be 'early', 'late', 'linear' or 'constant', got 'cosine'"),
     ({"layers": [randfuse.nn.DropoutLinear(2, 2, granularity="column")]}, "layers must have granularity 'element'"),
+    ({"layers": [nn.Linear(2, 2)]}, "layers must have a p, got Linear"),
     ({"model": randfuse.nn.DropoutLinear(2, 2, granularity="column")}, "model must have a layer"),
     ({"model": nn.Linear(2, 2)}, "model must have a layer of randfuse.nn with a p, got none"),
 ])  # fmt: skip

@@ -31,7 +31,7 @@ class DropoutSchedule:
             "block", whose p sets sizes and cannot be a tensor.
 
     Raises:
-        ValueError: p, steps or mode outside the above, no layer to drive, or one of another granularity.
+        ValueError: p, steps or mode outside the above, no layer to drive, or one without a p or of another granularity.
 
     >>> model = torch.nn.Sequential(randfuse.nn.DropoutLinear(8, 4))
     >>> schedule = randfuse.nn.DropoutSchedule(model, p=0.1, steps=2, mode="early")
@@ -53,6 +53,8 @@ class DropoutSchedule:
         if not layers:
             raise ValueError("DropoutSchedule: model must have a layer of randfuse.nn with a p, got none")
         for layer in layers:
+            if not hasattr(layer, "p"):
+                raise ValueError(f"DropoutSchedule: layers must have a p, got {type(layer).__name__}")
             if _granularity(layer) != "element":
                 raise ValueError(
                     f"DropoutSchedule: layers must have granularity 'element', got {_granularity(layer)!r},"

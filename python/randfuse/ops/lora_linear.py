@@ -45,8 +45,7 @@ def lora_linear(
 
     The adapter reads x once, adds to the output of the base product in place, and in backward adds its dx to that of
     the base product in place. What backward keeps is x (unless lora_a and weight are frozen), weights and rows * r
-    numbers.
-    With p=0 or training=False nothing is drawn and the rest is the same.
+    numbers. With p=0 or training=False nothing is drawn and the rest is the same.
 
     drop="factors" is LoRA Dropout: whole columns of lora_a (inputs) and rows of lora_b (outputs) are dropped for the
     batch, K + N decisions, and the kept ones scaled by 1/(1 - effective_p) each, so that the mean over masks of
@@ -184,7 +183,7 @@ def drop_factors(
 def _factor_arguments(op: str, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> None:
     """lora_a (r, K) and lora_b (N, r), both of x's dtype or both float32, on its device."""
     for name, factor in (("lora_a", lora_a), ("lora_b", lora_b)):
-        _checks.float_tensor(op, name, factor, like=x, dtype=factor.dtype != torch.float32)
+        _checks.float_tensor(op, name, factor, like=x, dtype=getattr(factor, "dtype", None) != torch.float32)
     if lora_a.dtype != lora_b.dtype or (x.dtype == torch.float64 and lora_a.dtype != x.dtype):
         wanted = x.dtype if x.dtype == torch.float64 else lora_a.dtype
         raise TypeError(f"{op}: lora_a and lora_b must be {wanted}, got {lora_a.dtype} and {lora_b.dtype}")

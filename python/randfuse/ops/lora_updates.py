@@ -67,10 +67,16 @@ def lora_updates(
     op = "lora_updates"
     _checks.float_tensor(op, "x", x)
     (x,) = _autocast.autocast(x)
-    scalings = [scaling] * len(lora_a) if isinstance(scaling, (int, float)) else list(scaling)
+    scalings = scaling if isinstance(scaling, (list, tuple)) else [scaling] * len(lora_a)
     if not len(lora_a) == len(lora_b) == len(scalings) > 0:
         got = f"{len(lora_a)}, {len(lora_b)} and {len(scalings)}"
         raise ValueError(f"{op}: lora_a, lora_b and scaling must be for the same number of adapters, got {got}")
+    for c in scalings:
+        if isinstance(c, bool) or not isinstance(c, (int, float)):
+            raise TypeError(f"{op}: scaling must be a number, or one for each adapter, got {type(c).__name__}")
+    for name, factors in (("lora_a", lora_a), ("lora_b", lora_b)):  # before autocast would cast a wrong one
+        for i, factor in enumerate(factors):
+            _checks.float_tensor(op, f"{name}[{i}]", factor, like=x, dtype=False)
     if _autocast.enabled(x.device.type):
         lora_a, lora_b = ([t if t.dtype == torch.float32 else t.to(x.dtype) for t in f] for f in (lora_a, lora_b))
     _factors(op, x, lora_a, lora_b)
@@ -113,11 +119,10 @@ def _down(
 
 
 def _factors(op: str, x: Tensor, lora_a: Sequence[Tensor], lora_b: Sequence[Tensor]) -> None:
-    """lora_a[i] (r, K) and lora_b[i] (N, r), all of x's dtype or all float32, on its device."""
+    """lora_a[i] (r, K) and lora_b[i] (N, r), all of x's dtype or all float32."""
     wanted = torch.float32 if lora_a[0].dtype == torch.float32 and x.dtype != torch.float64 else x.dtype
     for i, (a, b) in enumerate(zip(lora_a, lora_b, strict=True)):
         for name, factor in ((f"lora_a[{i}]", a), (f"lora_b[{i}]", b)):
-            _checks.float_tensor(op, name, factor, like=x, dtype=False)
             if factor.dtype != wanted:
                 raise TypeError(f"{op}: {name} must be {wanted}, got {factor.dtype}")
         if a.dim() != 2 or x.dim() == 0 or a.shape[1] != x.shape[-1]:
