@@ -35,6 +35,8 @@ SMALL = {
     "block_dropout_linear": (300, 256, 8),
     "categorical_sample": (8, 1500),
     "speculative_accept": (3, 2, 1500),
+    "speculative_accept_one_hot": (3, 2, 1500),
+    "speculative_accept_tree": (3, 6, 1500),
     "column_dropout_linear": (24, 4096, 8),
     "dropconnect_linear": (24, 64, 8),
     "dropout": (8, 96),

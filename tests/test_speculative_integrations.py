@@ -90,17 +90,33 @@ def test_flashinfer_greedy_padding_and_errors():
         flashinfer.chain_speculative_sampling(torch.eye(V)[ids], ids, target, None, torch.zeros(2, dtype=torch.int32))
 
 
+def test_flashinfer_greedy_and_padded_requests_among_others():
+    """Every fourth request greedy, that is with one-hot laws, every third without its second draft."""
+    ids, greedy = drafted(), torch.arange(N) % 4 == 0
+    ids[::3, 1] = -1
+    best = P.argmax(-1)
+    target = torch.where(greedy[:, None, None], torch.eye(V)[best], P)
+    draft = torch.where(greedy[:, None, None], torch.eye(V)[ids.clamp(min=0)], Q)
+    tokens, _, emitted = flashinfer.chain_speculative_sampling(draft, ids, target, seed=2)
+    assert follows(tokens[~greedy])
+    assert (emitted[::3] <= 1).all()
+    stand = (ids == best[:K]).long().cumprod(-1).sum(-1)
+    assert torch.equal(emitted[greedy].long(), stand[greedy])
+    place = torch.arange(K + 1)
+    assert torch.equal(tokens[greedy].long(), best.where(place <= stand[greedy].unsqueeze(-1), -1))
+
+
 # SGLang. The tree: 0 → (1, 2, 4), 1 → 3, 4 → 5; links of children go 4, 1, 2.
 
 CHILD, SIBLING = torch.tensor([4, 3, -1, -1, 5, -1]), torch.tensor([-1, 2, -1, -1, 1, -1])
 
 
-def verify_tree(target, candidates, coins, steps=4, **kwargs):
+def verify_tree(target, candidates, coins, steps=4, links=None, **kwargs):
     b, n = candidates.shape
     slots = torch.arange(b * n, dtype=torch.int32).reshape(b, n)
     out = (torch.full((b * n,), -1, dtype=torch.int32), torch.full((b, steps), -1, dtype=torch.int32),
            torch.zeros(b, dtype=torch.int32))  # fmt: skip
-    links = CHILD[:n].where(CHILD[:n] < n, -1).expand(b, n), SIBLING[:n].expand(b, n)
+    links = links or (CHILD[:n].where(CHILD[:n] < n, -1).expand(b, n), SIBLING[:n].expand(b, n))
     sglang.tree_speculative_sampling_target_only(*out, candidates, slots, *links, *coins, target,
                                                  torch.zeros_like(target), **kwargs)  # fmt: skip
     return out
@@ -137,6 +153,24 @@ def test_sglang_law():
     short = verify_tree(target, candidates, coins_of(N, 6), steps=2)
     assert torch.equal(short[1], index[:, :2])
     assert torch.equal(short[2], count.clamp(max=1))
+
+
+def test_sglang_trees_of_several_shapes_and_greedy_requests_in_a_batch():
+    """Odd requests have the root's first two children only, the other nodes are padding; every fourth is greedy."""
+    odd, greedy = torch.arange(N) % 2 == 1, torch.arange(N) % 4 == 0
+    small = torch.tensor([1, -1, -1, -1, -1, -1]), torch.tensor([-1, 2, -1, -1, -1, -1])
+    links = [torch.where(odd.unsqueeze(-1), few, all_) for few, all_ in zip(small, (CHILD, SIBLING), strict=True)]
+    candidates = torch.tensor([[0, 1, 3, 0, 2, 3]], dtype=torch.int32).expand(N, -1)
+    laws = P[torch.tensor([0, 1, 1, 2, 1, 2])]
+    target = torch.where(greedy[:, None, None], torch.eye(V)[laws.argmax(-1)], laws)
+    predicts, index, count = verify_tree(target, candidates, coins_of(N, 6), links=links)
+    text = torch.where(index >= 0, predicts[index.clamp(min=0).long()], -1)
+    assert follows(text[~greedy & ~odd][:, :3])
+    assert follows(text[odd][:, :2], P[:2])
+    assert (count[odd] <= 1).all()
+    assert set((index % 6)[odd & (count > 0)][:, 1].tolist()) == {1, 2}
+    assert near((count[odd] > 0).sum(), P[0, 1] + P[0, 3], int(odd.sum()))
+    assert text[greedy].unique(dim=0).tolist() == [[1, 0, 3, -1]]  # nodes 0, 1, 3
 
 
 def test_sglang_greedy_walk_and_errors():
@@ -211,6 +245,32 @@ def test_vllm_slots_padding_greedy_and_errors():
         vllm.rejection_sample(target, None, *args, synthetic_conditional_rates=torch.ones(K))
 
 
+@pytest.mark.parametrize("block", [False, True])
+def test_vllm_ragged_and_mixed(block):
+    """Requests of 0, 1 and 2 drafts, every fourth greedy, every fifth with -1 in place of its first draft."""
+    ids, counts, place = drafted(), torch.arange(N) % (K + 1), torch.arange(K + 1)
+    greedy, hollow = torch.arange(N) % 4 == 0, torch.arange(N) % 5 == 0
+    ids[hollow, 0] = -1
+    rows = place <= counts.unsqueeze(-1)
+    cu = torch.nn.functional.pad((counts + 1).cumsum(0), (1, 0)).int()
+    slots = torch.arange(N, 0, -1, dtype=torch.int32)
+    temperature = torch.ones(N + 1).scatter(0, slots[greedy].long(), 0.0)
+    sampled, count = vllm.rejection_sample(
+        P.expand(N, -1, -1)[rows].log(), Q.log().expand(N + 1, K, V), torch.nn.functional.pad(ids, (1, 0))[rows], cu,
+        (place + 9).expand(N, -1)[rows], slots, slots.unsqueeze(-1).expand(-1, K + 1)[rows], place.expand(N, -1)[rows],
+        temperature, torch.arange(N + 1), K, use_block_verification=block,
+    )  # fmt: skip
+    assert torch.equal((sampled >= 0).sum(-1), count)
+    assert (count <= counts + 1).all()
+    assert (count[hollow] == 1).all()
+    free = ~greedy & (counts == K)
+    assert follows(sampled[~greedy]) if not block else follows(sampled[free][:, :1], P[:1])
+    assert near((count[free & ~hollow] > K).sum(), overlap().prod(), int((free & ~hollow).sum())) is not block
+    best = P.argmax(-1)
+    stand = ((ids == best[:K]) & rows[:, 1:]).long().cumprod(-1).sum(-1)
+    assert torch.equal(sampled[greedy], best.where(place <= stand.unsqueeze(-1), -1)[greedy])
+
+
 def metadata(temperature=None, generators=None):
     greedy = temperature is None
     some = not greedy and bool((temperature == 0).any())
@@ -237,6 +297,23 @@ def test_vllm_v1(one_hot):
     assert torch.equal(out[whole][:, :K], ids[whole])
     assert torch.equal(out[whole][:, K:], bonus[whole])
     assert near(whole.sum(), P[0, 1] * P[1, 1] if one_hot else overlap().prod())
+
+
+def test_vllm_v1_ragged_and_mixed():
+    """The law in a batch of 0, 1 and 2 drafts a request, of which every fourth is greedy."""
+    torch.manual_seed(1)
+    ids, counts, place = drafted().int(), torch.arange(N) % (K + 1), torch.arange(K)
+    greedy, rows = torch.arange(N) % 4 == 0, place < counts.unsqueeze(-1)
+    best = P.argmax(-1)
+    bonus = torch.where(greedy, best[counts], P[counts].multinomial(1).squeeze(-1)).int().unsqueeze(-1)
+    out = vllm.rejection_sample_v1(
+        ids[rows], counts.tolist(), K, counts.cumsum(0).int(), Q.expand(N, K, V)[rows], P.expand(N, -1, -1)[:, :K][rows]
+        .log(), bonus, metadata(torch.where(greedy, 0.0, 0.7)),
+    )  # fmt: skip
+    assert follows(out[~greedy])
+    assert ((out >= 0).sum(-1) <= counts + 1).all()
+    stand = ((ids == best[:K]) & rows).long().cumprod(-1).sum(-1)
+    assert torch.equal(out[greedy].long(), best.where(torch.arange(K + 1) <= stand.unsqueeze(-1), -1)[greedy])
 
 
 def test_vllm_v1_ragged_greedy_and_generators():

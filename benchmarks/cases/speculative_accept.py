@@ -1,7 +1,8 @@
 """`speculative_accept`: K drafts a request verified from raw logits; the bytes are those of all rows, read once.
 
 Rows after the stop are not read, so the draft's law is next to the target's: nearly all drafts stand and all rows
-must be read. "eager" is the rule in plain PyTorch: two softmaxes, gather, residual, one `multinomial`.
+must be read. "eager" is the rule in plain PyTorch: two softmaxes, gather, residual, one `multinomial`. Drafts without
+logits, and the modes that look at the target alone, have a case of their own, speculative_accept_one_hot.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ struct AcceptBlock {
       q.adopt(places[i].draft);
       const double w = places[i].w;
       Residual<T> left(p, q, w, request.scratch.residual, exact);
-      const double whole = left.total + 1.0 - w;
+      const double whole = left.total + (1.0 - w);  // h = 1 where w = 1, to the last bit
       if (i > 0) {
         const double above = request.coin(i - 1) * whole - left.total;
         if (std::fabs(above) < error) return false;

@@ -1,17 +1,19 @@
 """`speculative_accept_tree`: a tree of drafts, verified by the target's own draw at each node.
 
-Composed of `categorical_sample_with_stats`, so it has no reference, binding or kernel of its own, and no case.
+Composed of `categorical_sample_with_stats`, so it has no reference, binding or kernel of its own.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks, _sampling, keys
-from .categorical_sample import categorical_sample_with_stats
+from .categorical_sample import CategoricalStats, categorical_sample_with_stats
 
 
 class AcceptedPath(NamedTuple):
@@ -46,7 +48,9 @@ def speculative_accept_tree(
     drafter, duplicates included, and the text is that of `categorical_sample` without drafts, bit for bit. A chain is
     mode "match" of `speculative_accept`; temperature 0 is the walk along the largest logits.
 
-    Composed of `categorical_sample_with_stats` and a few steps over (B, N): it reads the rows of all N + 1 nodes.
+    On the CPU only rows on the path are read, one call of `categorical_sample_with_stats` a depth. On a GPU, and in
+    compiled code, whether a path goes on would have to come back to the host, so all N + 1 nodes draw in one call and
+    the path is found among them afterwards. The result is the same.
 
     Args:
         target_logits: (B, N+1, V): node 0 is the root, the text so far; node n ≥ 1 is draft n − 1.
@@ -81,8 +85,10 @@ def speculative_accept_tree(
     if draft_token_ids.dim() != 2:
         raise ValueError(f"{op}: draft_token_ids must have shape (B, N), got {tuple(draft_token_ids.shape)}")
     b, n = draft_token_ids.shape
-    if target_logits.dim() != 3 or tuple(target_logits.shape[:2]) != (b, n + 1):
-        raise ValueError(f"{op}: target_logits must have shape (B, N+1, V), got {tuple(target_logits.shape)}")
+    rows = tuple(target_logits.shape[:-1])
+    if rows != (b, n + 1) or not 1 <= target_logits.shape[-1] <= _sampling.MAX_VOCAB:
+        raise ValueError(f"{op}: target_logits must have shape (B, N+1, V) with V in [1, 2**20], "
+                         f"got {tuple(target_logits.shape)}")  # fmt: skip
     _sampling.integers(op, "parents", parents, torch.int64, device)
     _checks.shape(op, "parents", parents, (b, n), "(B, N)")
     earlier = (parents >= 0) & (parents <= torch.arange(n, device=device))
@@ -112,18 +118,54 @@ def speculative_accept_tree(
         depth, above = depth + depth.gather(1, above), above.gather(1, above)
     first = 0 if positions is None else positions.unsqueeze(-1)
     node_keys = keys.fold_in(key.unsqueeze(-1), first + depth)
-    drawn = categorical_sample_with_stats(
-        target_logits, warmth, top_k=filters[0], top_p=filters[1], min_p=filters[2], bitmask=bitmask,
-        method="race", key=node_keys.reshape(-1),
+    draw = partial(
+        categorical_sample_with_stats, target_logits, warmth, top_k=filters[0], top_p=filters[1], min_p=filters[2],
+        bitmask=bitmask, method="race", key=node_keys.reshape(-1) if b else keys.key(0, device),
     )  # fmt: skip
-    visited = _path(drawn.tokens, drawn.logsumexp == -torch.inf, draft_token_ids, parent)
+    if device.type == "cpu" and _sampling.readable(target_logits):
+        drawn, visited = _walked(draw, draft_token_ids, parent)
+    else:
+        facts = draw()
+        drawn = Draws(facts.tokens, facts.logprob, facts.logsumexp)
+        visited = _path(drawn, draft_token_ids, parent)
     return _emit(drawn, visited, depth, parent, draft_token_ids, vocab)
 
 
-def _path(drawn: Tensor, dead: Tensor, drafts: Tensor, parent: Tensor) -> Tensor:
+class Draws(NamedTuple):
+    """(B, N+1) of each node, of those that nobody looked at 0."""
+
+    tokens: Tensor
+    logprob: Tensor
+    logsumexp: Tensor
+
+
+def _walked(draw: Callable[..., CategoricalStats], drafts: Tensor, parent: Tensor) -> tuple[Draws, Tensor]:
+    """Draws at the nodes of the paths alone and which these are, for a host that can see where a path ends."""
+    b, nodes = parent.shape
+    ids = torch.nn.functional.pad(drafts, (1, 0), value=-1)
+    rows = torch.arange(b) * nodes
+    levels: list[tuple[Tensor, CategoricalStats]] = []
+    while len(rows) or not levels:
+        drawn = draw(rows=rows)
+        levels.append((rows, drawn))
+        request, node = rows // nodes, rows % nodes
+        matches = (parent[request] == node.unsqueeze(-1)) & (ids[request] == drawn.tokens.unsqueeze(-1))
+        goes_on = matches.any(-1) & (drawn.logsumexp != -torch.inf)
+        rows = (request * nodes + matches.int().argmax(-1))[goes_on]  # the first of equals
+    seen = torch.cat([rows for rows, _ in levels])
+
+    def whole(name: str) -> Tensor:
+        values = torch.cat([getattr(drawn, name) for _, drawn in levels])
+        return values.new_zeros(b * nodes).scatter(0, seen, values).view(b, nodes)
+
+    visited = torch.zeros(b * nodes, dtype=torch.bool).scatter(0, seen, True).view(b, nodes)
+    return Draws(*(whole(name) for name in Draws._fields)), visited
+
+
+def _path(drawn: Draws, drafts: Tensor, parent: Tensor) -> Tensor:
     """(B, N+1) nodes that the draws lead to: of children with the drawn token the first, below nodes with support."""
     up = parent[:, 1:]
-    matches = (drafts == drawn.gather(1, up)) & ~dead.gather(1, up)
+    matches = (drafts == drawn.tokens.gather(1, up)) & (drawn.logsumexp != -torch.inf).gather(1, up)
     twin = (up.unsqueeze(-1) == up.unsqueeze(-2)) & (matches.unsqueeze(-1) & matches.unsqueeze(-2))
     visited = torch.nn.functional.pad(matches & ~twin.tril(-1).any(-1), (1, 0), value=True)
     above = parent
@@ -132,7 +174,7 @@ def _path(drawn: Tensor, dead: Tensor, drafts: Tensor, parent: Tensor) -> Tensor
     return visited
 
 
-def _emit(drawn: Any, visited: Tensor, depth: Tensor, parent: Tensor, drafts: Tensor, vocab: int) -> AcceptedPath:
+def _emit(drawn: Draws, visited: Tensor, depth: Tensor, parent: Tensor, drafts: Tensor, vocab: int) -> AcceptedPath:
     """The visited nodes in order of depth, which has each of 0 … num_accepted once."""
     node = torch.arange(depth.shape[1], device=depth.device).expand_as(depth)
     place = depth.where(visited, depth.shape[1])  # those not visited go to a column that is cut off
