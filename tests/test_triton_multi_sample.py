@@ -144,6 +144,42 @@ def test_a_class_that_is_none_gives_nan_in_its_row_only(device, classes):
 
 
 @on_device
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, in the interpreter, of infinities
+@pytest.mark.parametrize("classes", [4, 200])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_has_no_weight_adds_nothing_whatever_its_logits(device, classes, smoothing):
+    """A row of NaN that counts nowhere, and a class at -inf without weight, against the reference."""
+    x, w = torch.tensor([[torch.nan], [1.0]], device=device), torch.ones(classes, 1, device=device)
+    bias, ce_weight = torch.zeros(classes, device=device), torch.zeros(classes, device=device)
+    bias[-1], ce_weight[1] = -torch.inf, 1.0
+    probabilities = torch.zeros(2, classes, device=device)
+    probabilities[0, 0] = probabilities[1, 1] = 1.0
+    for target in (torch.tensor([0, 1], device=device), probabilities):
+        args = x, w, bias, target, ce_weight, torch.tensor(1, device=device)
+        options = 0.0, None, -100, smoothing, 0, 0
+        loss, lse = op("multi_sample_cross_entropy")(*args, 2, *options)
+        exact, _ = reference.FUNCTIONS["multi_sample_cross_entropy"](*args, 2, *options)
+        torch.testing.assert_close(loss, exact, equal_nan=True)
+        rest = loss.new_ones(2), lse, *args, *options, [False, False, True]
+        got = op("multi_sample_cross_entropy_grad")(*rest)[2]
+        torch.testing.assert_close(
+            got, reference.FUNCTIONS["multi_sample_cross_entropy_grad"](*rest)[2], equal_nan=True
+        )
+        assert smoothing > 0 or not got.isnan().any(), "a row without weight has no gradient"
+
+
+@on_device
+@pytest.mark.parametrize("classes", [6, 200])
+def test_large_logits_that_are_equal_lose_no_digits(device, classes):
+    """At 2^14 the log-sum-exp has steps of 2^-10; the loss is log C to seven digits all the same."""
+    x, w = torch.zeros(2, 8, device=device), torch.zeros(classes, 8, device=device)
+    bias, target = torch.full((classes,), 2.0**14, device=device), torch.tensor([0, 3], device=device)
+    key = torch.tensor(1, device=device)
+    loss, _ = op("multi_sample_cross_entropy")(x, w, bias, target, None, key, 2, 0.5, None, -100, 0.0, 0, 0)
+    torch.testing.assert_close(loss, torch.tensor(float(classes), device=device).log().expand(2))
+
+
+@on_device
 def test_a_gradient_in_pieces_is_the_same(device, monkeypatch):
     """Room for two of five samples at a time."""
     from randfuse.triton_kernels import multi_sample_cross_entropy as kernels

@@ -10,7 +10,6 @@ sample's logits at a time and PyTorch's row operations on them.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from randfuse import _checks
@@ -79,9 +78,11 @@ def multi_sample_cross_entropy_kernel(
     if g_ptr is None:
         of_classes = tl.where((cols < N)[None, :], z, float("-inf"))
         top = tl.max(of_classes, 1)
-        lse = top + tl.log(tl.sum(tl.exp(of_classes - top[:, None]), 1))
-        tl.store(lse_ptr + places, lse, mask=row_inside)
-        tl.store(loss_ptr + places, tl.sum(tl.where(q != 0, q * (lse[:, None] - z), 0.0), 1), mask=row_inside)
+        log_sum = tl.log(tl.sum(tl.exp(of_classes - top[:, None]), 1))
+        tl.store(lse_ptr + places, top + log_sum, mask=row_inside)
+        # Distances from the largest logit first: large logits that are nearly equal lose no digits.
+        terms = tl.where(q != 0, q * (log_sum[:, None] + (top[:, None] - z)), 0.0)
+        tl.store(loss_ptr + places, tl.sum(terms, 1), mask=row_inside)
     else:
         lse = tl.load(lse_ptr + places, mask=row_inside, other=0.0)
         grad = tl.load(grad_ptr + x_rows, mask=row_inside, other=0.0) / samples
@@ -145,27 +146,38 @@ class _Head:
         ignored = self.target == self.ignore_index
         return ignored, ~ignored & ((self.target < 0) | (self.target > last)), self.target.clamp(0, last)
 
+    def class_weights(self):
+        """(weight, floor) of the classes: what a target counts, and what smoothing gives each (C,)."""
+        classes = self.weight.shape[0]
+        weight = self.x.new_ones(classes, dtype=torch.float32) if self.ce_weight is None else self.ce_weight.float()
+        return weight, weight * (self.smoothing / classes)
+
     def cross_entropy(self, z):
-        """Loss terms of one sample's logits."""
-        weight = None if self.ce_weight is None else self.ce_weight.float()
+        """Loss terms of one sample's logits; a class of no weight adds nothing, were its logit infinite."""
+        weight, floor = self.class_weights()
+        terms = lambda q, log_p: torch.where(q != 0, -q * log_p, 0.0)  # noqa: E731
+        log_p = z.log_softmax(-1)
         if self.soft:
-            return F.cross_entropy(z, self.target.float(), weight, label_smoothing=self.smoothing, reduction="none")
+            return terms(weight * (1 - self.smoothing) * self.target.float() + floor, log_p).sum(-1)
         ignored, wrong, labels = self.labels()
-        loss = F.cross_entropy(z, labels, weight, label_smoothing=self.smoothing, reduction="none")
+        loss = terms((1 - self.smoothing) * weight[labels], log_p.gather(1, labels[:, None]).squeeze(1))
+        if self.smoothing > 0:
+            loss += terms(floor, log_p).sum(-1)
         return loss.masked_fill(ignored, 0.0).masked_fill(wrong, torch.nan)
 
     def cross_entropy_grad(self, z, lse, grad):
-        """Their gradient, in place of one sample's logits: Σq softmax(z) − q, times grad."""
-        weight = z.new_ones(z.shape[1]) if self.ce_weight is None else self.ce_weight.float()
-        floor, grad = weight * (self.smoothing / z.shape[1]), grad[:, None] / self.samples
+        """Their gradient, in place of one sample's logits: Σq softmax(z) − q, times grad; 0 in a row of no weight."""
+        weight, floor = self.class_weights()
+        grad = grad[:, None] / self.samples
         z.sub_(lse[:, None]).exp_()
         if self.soft:
             q = weight * (1 - self.smoothing) * self.target.float() + floor
-            return z.mul_(q.sum(-1, keepdim=True)).sub_(q).mul_(grad)
+            return z.mul_(q.sum(-1, keepdim=True)).sub_(q).mul_(grad).masked_fill_((q == 0).all(-1, keepdim=True), 0.0)
         ignored, wrong, labels = (t[:, None] for t in self.labels())
         peak = (1 - self.smoothing) * weight[labels]
         z.mul_(peak + floor.sum()).sub_(floor).scatter_add_(1, labels, -peak)
-        return z.mul_(grad).masked_fill_(ignored, 0.0).masked_fill_(wrong, torch.nan)
+        nothing = ignored | ((peak == 0) & (floor == 0).all())
+        return z.mul_(grad).masked_fill_(nothing, 0.0).masked_fill_(wrong, torch.nan)
 
 
 @launch.op(

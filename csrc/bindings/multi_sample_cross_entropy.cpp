@@ -417,8 +417,8 @@ void library_rows(const Problem& p, const Chunk& chunk, Tensor logits, const Ten
     logits.masked_fill_(q.eq(0).all(-1, true), 0);
   } else {
     lse.copy_(logits.logsumexp(-1));
-    const Tensor terms = lse.unsqueeze(-1).sub(logits).mul_(q).masked_fill_(q.eq(0), 0);
-    loss.narrow(0, chunk.row, chunk.rows).add_(terms.sum(at::IntArrayRef{0, 2}), factor);
+    const Tensor terms = logits.log_softmax(-1).mul_(q).masked_fill_(q.eq(0), 0);
+    loss.narrow(0, chunk.row, chunk.rows).add_(terms.sum(at::IntArrayRef{0, 2}), -factor);
   }
 }
 

@@ -90,6 +90,22 @@ void run(const char* dtype, const Case& s, const StreamCase& c) {
   }
 }
 
+// Equal logits of 2^14, where the log-sum-exp has steps of 2^-10: the loss is log N all the same.
+void large_logits() {
+  const Stream stream(kStreamCases[0], 1, Op::kDropout, 0);
+  const std::vector<bfloat16_t> x(8), w(6 * 8), bias(6, from_float<bfloat16_t>(0x1p14f));
+  const int64_t label = 2;
+  float lse = 0.0f, loss = 0.0f;
+  cuda::MultiSampleCrossEntropyArgs<bfloat16_t> a{};
+  a.head.m = 1, a.head.n = 6, a.head.k = 8, a.head.samples = 1;
+  a.head.x = x.data(), a.head.weight = w.data(), a.head.bias = bias.data();
+  a.head.x_stride = a.head.weight_stride = 8;
+  a.head.stream = stream.mask, a.head.rate = stream.rate;
+  a.labels = &label, a.ignore_index = -100, a.logsumexp = &lse, a.loss = &loss;
+  CHECK(cuda::launch_multi_sample_cross_entropy(a, nullptr) == cudaSuccess, "large logits");
+  CHECK(std::abs(loss - std::log(6.0)) <= 1e-6, "large logits: got a loss of " << loss);
+}
+
 }  // namespace
 }  // namespace randfuse::test
 
@@ -104,5 +120,6 @@ int main() {
   run<bfloat16_t>("bfloat16", {2, 8, 128, 40, false, false, 0.0f}, kStreamCases[3]);
   run<half_t>("half", {8, 400, 3, 9, true, false, 0.0f}, kStreamCases[0]);
   run<bfloat16_t>("bfloat16", {1, 1, 1, 1, true, false, 0.0f}, kStreamCases[7]);
+  large_logits();
   return check::report("test_cuda_multi_sample_cross_entropy");
 }

@@ -67,7 +67,10 @@ struct LogitReader {
     }
     if (cuts) {
       for (int c = 0; c < n; ++c)
-        buffer[c] = cut.keeps(buffer[c], first + c) ? buffer[c] : static_cast<Z>(-INFINITY);
+        buffer[c] = buffer[c] >= cut.value ? buffer[c] : static_cast<Z>(-INFINITY);
+      const int64_t ties = cut.last + 1 - first;  // which are kept before this place
+      for (int64_t c = ties > 0 ? ties : 0; c < n; ++c)
+        buffer[c] = buffer[c] == cut.value ? static_cast<Z>(-INFINITY) : buffer[c];
     }
     if (here) buffer[banned - first] = static_cast<Z>(-INFINITY);
     return {buffer, padded, first, next, sizeof(T)};

@@ -63,12 +63,13 @@ __global__ void __launch_bounds__(kThreads, kSampledResident)
     } else {
       float sum = 0.0f, loss = 0.0f;
       for (int c = 0; c < n; ++c) sum += expf(sums.at(row, m * kN + c) - top);
-      const float lse = top + logf(sum);
+      // Distances from the largest logit first: large logits that are nearly equal lose no digits.
+      const float log_sum = logf(sum);
       for (int c = 0; c < n; ++c) {
         const float weight = q[c];  // no class counts that has no weight, were its logit infinite
-        if (weight != 0.0f) loss += weight * (lse - sums.at(row, m * kN + c));
+        if (weight != 0.0f) loss += weight * (log_sum + (top - sums.at(row, m * kN + c)));
       }
-      p.logsumexp[place] = lse;
+      p.logsumexp[place] = top + log_sum;
       p.loss[place] = loss;
     }
   }
