@@ -87,6 +87,7 @@ def test_sketched_ridge_is_the_ensemble():
     np.testing.assert_allclose(model.predict(x), model.ensemble_.predict(torch.from_numpy(x)).numpy())
     assert model.gcv_.min() == model.gcv_[model.ensemble_.best]
     assert model.score(x, y) > 0.6
+    assert ours.SketchedRidgeCV(np.int64(20), random_state=1).fit(x, y).ensemble_.size == 20
     assert ours.SketchedRidgeCV(20, over="rows", alphas=[0.1], random_state=1).fit(x, y).alpha_ == 0.1
 
 
@@ -107,6 +108,14 @@ def test_clarkson_woodruff(container):
     assert (np.abs(s).sum(0) == 1).all()
     assert set(np.unique(s)) == {-1.0, 0.0, 1.0}
     assert ours_scipy.clarkson_woodruff_transform(a.astype(np.float32), 40, 7).dtype == np.float32
+    assert ours_scipy.clarkson_woodruff_transform([[1, 2], [3, 4]], 1, 7).dtype == np.float64
+
+
+def test_clarkson_woodruff_errors():
+    with pytest.raises(TypeError, match="clarkson_woodruff_transform: input_matrix must hold real numbers, got compl"):
+        ours_scipy.clarkson_woodruff_transform(np.ones((5, 2), dtype=complex), 3)
+    with pytest.raises(ValueError, match=r"clarkson_woodruff_transform: input_matrix must be two-dimensional, got"):
+        ours_scipy.clarkson_woodruff_transform(np.ones(5), 3)
 
 
 # --- TRAK
@@ -169,6 +178,8 @@ def test_projector_errors():
         trak.Projector(10, 0)
     with pytest.raises(ValueError, match="Projector: grads must have 10 elements a sample, got 9"):
         trak.Projector(10, 4).project(torch.ones(2, 9), 0)
+    with pytest.raises(ValueError, match=r"Projector: grads must have the same samples, got \[3, 1\]"):
+        trak.Projector(10, 4).project({"weight": torch.ones(3, 8), "bias": torch.ones(1, 2)})
     assert math.isfinite(trak.Projector(10, 4).project(torch.ones(1, 10)).sum())
 
 

@@ -192,19 +192,23 @@ def spd(n: int) -> torch.Tensor:
     return a @ a.T / n + torch.eye(n, dtype=torch.float64)
 
 
-def dense(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    b = a.flatten(1) @ torch.kron(w, torch.eye(len(w), dtype=w.dtype))
+def dense(a: torch.Tensor, w: torch.Tensor, form: str) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(w)
+    root = vectors @ torch.diag(values.sqrt()) @ vectors.T
+    kron = torch.kron(w, torch.eye(len(w), dtype=w.dtype)) if form == "one-sided" else torch.kron(root, root)
+    b = a.flatten(1) @ kron
     return b.T @ torch.linalg.solve(b @ b.T, b)
 
 
+@pytest.mark.parametrize("form", ["one-sided", "two-sided"])
 @pytest.mark.parametrize("m", [5, 60])
-def test_kronecker_projection_through_updates(m):
+def test_kronecker_projection_through_updates(m, form):
     """m = 5 factors anew, m = 60 corrects the inverse; after 40 updates, some of them to and fro, still exact."""
     n, g = 9, torch.Generator().manual_seed(1)
     a, w, h = torch.randn(m, n, n, generator=g).double(), spd(n), torch.randn(2, n, n, generator=g).double()
-    projection = sketch.KroneckerProjection(a, w)
+    projection = sketch.KroneckerProjection(a, w, form=form)
     for step in range(41):
-        expected = (h.flatten(1) @ dense(a, w)).view(h.shape)
+        expected = (h.flatten(1) @ dense(a, w, form)).view(h.shape)
         torch.testing.assert_close(projection.project(h), expected, rtol=1e-7, atol=1e-8)
         u = torch.randn(n, 2, generator=g).double()
         c = torch.tensor([0.3, 0.0 if step == 7 else -0.01]).double()
@@ -213,6 +217,17 @@ def test_kronecker_projection_through_updates(m):
         if step % 4 == 3:
             projection.update(u, -c)
             w = w - u @ torch.diag(c) @ u.T
+
+
+@pytest.mark.parametrize("m", [5, 60])
+def test_a_kronecker_update_that_fails_changes_nothing(m):
+    w, h = spd(9), torch.randn(9, 9, dtype=torch.float64)
+    projection = sketch.KroneckerProjection(torch.randn(m, 9, 9, dtype=torch.float64), w, form="two-sided")
+    before, u = projection.project(h), torch.linalg.eigh(w).eigenvectors[:, :1]
+    with pytest.raises(ValueError, match=r"^KroneckerProjection.update: W must be positive definite, got an eigenv"):
+        projection.update(u, torch.tensor([-99.0]))
+    torch.testing.assert_close(projection.W, w)
+    torch.testing.assert_close(projection.project(h), before)
 
 
 def test_kronecker_query_is_unbiased():
@@ -242,6 +257,8 @@ def test_kronecker_query_is_unbiased():
         (lambda a, w: sketch.KroneckerProjection(a, w + torch.ones(3, 3).triu(1)), "W must be symmetric"),
         (lambda a, w: sketch.KroneckerProjection(a[0], w), r"A must have shape \(m, 3, 3\)"),
         (lambda a, w: sketch.KroneckerProjection(torch.cat((a, a)), w), "A must be linearly independent"),
+        (lambda a, w: sketch.KroneckerProjection(a, w, form="both"), "form must be one of one-sided, two-sided"),
+        (lambda a, w: sketch.KroneckerProjection(a, -w, form="two-sided"), "W must be positive definite, got an eig"),
         (lambda a, w: sketch.KroneckerProjection(a, w, sketches=2, size=4), "sketches must be odd"),
         (lambda a, w: sketch.KroneckerProjection(a, w, sketches=1, size=10), r"size must be in \[1, 9\], got 10"),
         (lambda a, w: sketch.KroneckerProjection(a, w).query(w), "sketches must be at least 1, got 0"),

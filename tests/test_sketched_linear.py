@@ -90,6 +90,21 @@ def test_bfloat16_and_autocast():
     assert layer.weight.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("sampler", [randfuse.nn.SketchedLinear(4, 4, ratio=0.5), sketch.GradientSampler(0.5)])
+def test_compiled_without_a_graph_break(sampler):
+    """The draws are eager's too; with several samplers in a graph their order may differ."""
+    model = nn.Sequential(nn.Linear(6, 4), sampler, nn.Linear(4, 2))
+    sampled = sampler if isinstance(sampler, nn.Linear) else model[0]
+    compiled, x, gradients = torch.compile(model, fullgraph=True, backend="aot_eager"), torch.randn(20, 6), []
+    for f, seed in ((compiled, 0), (model, 0), (compiled, 1)):
+        model.zero_grad()
+        torch.manual_seed(seed)
+        f(x).square().sum().backward()
+        gradients.append(sampled.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert not torch.allclose(gradients[0], gradients[2]), "a compiled step draws anew"
+
+
 def test_draws_follow_torchs_seed():
     def gradient() -> torch.Tensor:
         torch.manual_seed(3)

@@ -14,7 +14,8 @@ pytestmark = [
 ]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-# m, n, d, nnz: empty, single, one strip, strips (130 columns of 4096 rows), chunks (m ≥ 2048), ragged, d < 16.
+# m, n, d, nnz: empty, single, one strip, strips (130 columns of 4096 rows), chunks (m ≥ 2048), ragged, d < 16, and,
+# taken by number (nnz ≥ 8), several batches and strips.
 SHAPES = [
     (0, 4, 8, 2),
     (5, 0, 8, 2),
@@ -23,6 +24,7 @@ SHAPES = [
     (300, 17, 64, 4),
     (900, 130, 4096, 3),
     (5000, 64, 7, 7),
+    (1500, 70, 90, 9),
 ]
 OFFSETS = [0, 77, 2**34 - 100, 2**61]
 KEYS = torch.tensor([3, -(2**62)])
@@ -68,6 +70,7 @@ def test_instruction_sets_agree_to_the_bit():
             if module.cap_isa(isa) == isa:
                 results[isa] = (
                     sparse_sketch(a, *place),
+                    sparse_sketch(a, KEYS, 40, 8, (0, 40)),
                     sparse_sketch(csr, *place),
                     sparse_sketch_adjoint(g, *place, 3000),
                     *sparse_sketch_entries(KEYS, 40, 4, 9, 500),
@@ -107,3 +110,11 @@ def test_one_vector_is_a_column_of_a_matrix(dtype, rows, first):
     whole = sparse_sketch(a, keys, 50, 3, rows, first)
     for column in (a[:, 2:3], a[:, 2:3].contiguous()):
         assert_bitwise_equal(sparse_sketch(column, keys, 50, 3, rows, first), whole[:, :, 2:3].contiguous())
+
+
+@pytest.mark.parametrize(("rows", "first"), [((0, 50), 0), ((7, 31), 77)])
+def test_taking_nonzeros_by_number_changes_no_bit(rows, first):
+    """Few columns are taken one by one, many number by number: a sum has the same terms in the same order."""
+    keys, a = torch.tensor([1, 2, 3]), torch.randn(3000, 70)
+    whole = sparse_sketch(a, keys, 50, 9, rows, first)
+    assert_bitwise_equal(sparse_sketch(a[:, 40:60], keys, 50, 9, rows, first), whole[:, :, 40:60].contiguous())

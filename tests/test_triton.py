@@ -489,6 +489,7 @@ def samples(device):
         **head_samples(x, w, b, stream),
         **block_samples(x, w, b, g, key),
         **sampler_samples(x.detach()),
+        "random_words": (key, key + 2**40, key - 4, 7),
         "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
         "lora_linear_down": (x, w[:2], *sampled),
         "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),

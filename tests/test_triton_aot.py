@@ -111,6 +111,7 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
         kept_blocks,
         linear_dropout,
         mixout_linear,
+        random_words,
     )
 
     x, w, g = (torch.empty(s, dtype=dtype) for s in ((M, K), (N, K), (M, N)))
@@ -126,6 +127,7 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
     linear_dropout.act_dropout(g, g, "gelu", *stream)
     linear_dropout.act_dropout_grad(g, g, "gelu", *stream)
     mixout_linear.mixout(w, w, *stream)
+    random_words.random_words(*key.new_empty(3, 512), 7)
     size = 128 if K % 128 == 0 else 32  # the generous block and the smallest
     blocks = -(-K // size)
     chosen = kept_blocks.kept_blocks(key, -(-M // keys // 256), blocks, blocks // 2, 1, 1, 0)

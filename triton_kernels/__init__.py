@@ -17,6 +17,7 @@ from . import (
     multi_sample_cross_entropy,
     multi_sample_linear,
     multi_sample_scale,
+    random_words,
     sparse_sketch,
     speculative_accept,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_scale",
+    "random_words",
     "sparse_sketch",
     "speculative_accept",
 ]

@@ -34,6 +34,7 @@ NO_CUDA = frozenset(
         "lora_linear_wgrad",
         "mixout",
         "mixout_linear",
+        "random_words",
         "speculative_accept",  # not yet
     }
 )

@@ -27,12 +27,18 @@ def clarkson_woodruff_transform(input_matrix: Any, sketch_size: int, rng: Any = 
     (50, 3)
     """
     a = as_tensor(input_matrix)
+    if a.dim() != 2:
+        raise ValueError(f"clarkson_woodruff_transform: input_matrix must be two-dimensional, got {tuple(a.shape)}")
     key = keys.key(int(np.random.default_rng(rng).integers(2**63)))
     return (CountSketch(sketch_size, a.shape[0], key=key) @ a).numpy()
 
 
 def as_tensor(x: Any) -> Tensor:
-    """A NumPy array or SciPy matrix as a tensor, in CSR if it is sparse; what is not float32 becomes float64."""
+    """What NumPy takes as an array, or a SciPy matrix, as a tensor, in CSR if it is sparse; what is not float32 becomes
+    float64."""
+    x = x if scipy.sparse.issparse(x) else np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"clarkson_woodruff_transform: input_matrix must hold real numbers, got {x.dtype}")
     dtype = torch.float32 if x.dtype == np.float32 else torch.float64
     if not scipy.sparse.issparse(x):
         return torch.from_numpy(np.require(x, requirements="W")).to(dtype)

@@ -6,6 +6,7 @@ matrix when it is asked for.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ class SketchedRidgeCV(RegressorMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], y_numeric=True, ensure_min_samples=2)
         y = column_or_1d(y, warn=True)
         whole = X.shape[1] if self.over == "features" else X.shape[0]
-        size = self.size if isinstance(self.size, int) else max(1, round(self.size * whole))
+        size = int(self.size) if isinstance(self.size, Integral) else max(1, round(self.size * whole))
         key = keys.key(int(check_random_state(self.random_state).randint(2**31 - 1)))
         model = sketch.RidgeEnsemble(size, self.n_estimators, over=self.over, intercept=self.fit_intercept, key=key)
         alphas = None if self.alphas is None else torch.as_tensor(np.asarray(self.alphas, dtype=np.float64))

@@ -72,6 +72,8 @@ class Projector:
         total = sum(part.shape[1] for part in parts)
         if total != self.grad_dim:
             raise ValueError(f"Projector: grads must have {self.grad_dim} elements a sample, got {total}")
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError(f"Projector: grads must have the same samples, got {[len(part) for part in parts]}")
         operator, begin = self.operator(model_id), 0
         alpha = self.proj_dim**0.5 if self.scale == "unit" else 1.0
         out = torch.zeros(len(parts[0]), self.proj_dim, device=self.device)

@@ -19,7 +19,8 @@ class SketchedLinear(nn.Linear):
 
     Args:
         ratio: kept share ν in (0, 1].
-        method: "pivotal" (exactly int(T ν) tokens, rivals in a random order) or "independent".
+        method: "pivotal" (exactly int(T ν) tokens, rivals in a random order; compiles without a graph break) or
+            "independent".
 
     >>> layer = randfuse.nn.SketchedLinear(16, 4, ratio=0.5)
     >>> layer(torch.randn(10, 16)).sum().backward()

@@ -1,4 +1,4 @@
-"""Projections onto the row space of A (W ⊗ I) while W changes: the inner loop of interior-point methods."""
+"""Projections onto the row space of A (W ⊗ I) or A (W^½ ⊗ W^½) while W changes, as interior-point methods need them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from . import _checks
 from .operator import sketch_many
 from .sparse import SJLT
 
+FORMS = ("one-sided", "two-sided")
+
 
 class KroneckerProjection:
-    """P = Bᵀ(BBᵀ)⁻¹B for B = A (W ⊗ I), whose row i is W Aᵢ for the m constraints Aᵢ (n, n) and a symmetric W (n, n).
+    """P = Bᵀ(BBᵀ)⁻¹B for m constraints Aᵢ (n, n) and a symmetric W (n, n) that changes.
+
+    Row i of B is W Aᵢ in the "one-sided" form, B = A (W ⊗ I), and W^½ Aᵢ W^½ in the "two-sided" one,
+    B = A (W^½ ⊗ W^½), whose Gram matrix tr(Aᵢᵀ W Aⱼ W) is that of a Newton step of semidefinite programming.
 
     `update` adds a matrix of rank k to W and corrects (BBᵀ)⁻¹ by Woodbury's formula, O(m² nk) instead of O(m² n² + m³).
     `project` applies P, O(m n²). `query` estimates P h without bias from L kept products Pₗ = P Rₗᵀ with independent
@@ -22,7 +27,8 @@ class KroneckerProjection:
 
     Args:
         A: (m, n, n), m ≤ n², linearly independent.
-        W: (n, n), symmetric and invertible.
+        W: (n, n), symmetric and invertible; positive definite in the two-sided form.
+        form: "one-sided" or "two-sided".
         sketches: L, odd; 0 for none.
         size: rows of each sketch, at most n².
         key, generator: see `randfuse.key`.
@@ -36,77 +42,85 @@ class KroneckerProjection:
     True
     """
 
+    _kept: Tensor | None  # the products with the sketches, once they are asked for
+
     def __init__(
         self,
         A: Tensor,
         W: Tensor,
         *,
+        form: str = "one-sided",
         sketches: int = 0,
         size: int = 1,
         key: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         op = "KroneckerProjection"
-        self.W = _checks.matrix(op, "W", W)
-        n = len(self.W)
-        if self.W.shape != (n, n) or not torch.allclose(self.W, self.W.T):
+        w = _checks.matrix(op, "W", W)
+        n = len(w)
+        if w.shape != (n, n) or not torch.allclose(w, w.T):
             raise ValueError(f"{op}: W must be symmetric, got {tuple(W.shape)}")
         if A.dim() != 3 or A.shape[1:] != (n, n) or not 1 <= len(A) <= n * n:
             raise ValueError(f"{op}: A must have shape (m, {n}, {n}) with m in [1, {n * n}], got {tuple(A.shape)}")
         if A.dtype != W.dtype or A.device != W.device:
             raise ValueError(f"{op}: A must be {W.dtype} on {W.device}, got {A.dtype} on {A.device}")
-        self.A = _checks.finite(op, "A", A).to(self.W.dtype)
+        self.A = _checks.finite(op, "A", A).to(w.dtype)
+        _checks.choice(op, "form", form, FORMS)
         if _checks.whole(op, "sketches", sketches, 0, 2**16) and sketches % 2 == 0:
             raise ValueError(f"{op}: sketches must be odd, for a median, or 0, got {sketches}")
         _checks.whole(op, "size", size, 1, n * n)
         key = _checks.key_for(op, key, generator, A.device)
+        self.form = form
         self._sketches = [
             SJLT(size, n * n, nnz=min(8, size), key=keys.fold_in(key, sketch)) for sketch in range(sketches)
         ]
-        self._kept: Tensor | None = None
-        self._factor()
+        self._take(op, w)
 
-    def _factor(self) -> None:
-        """The inverse of the Gram matrix, from nothing."""
-        b = self._b()
-        factor, failed = torch.linalg.cholesky_ex(b @ b.T)
-        if failed:
-            raise ValueError("KroneckerProjection: A must be linearly independent and W invertible, got neither or one")
-        self._inverse, self._kept = torch.cholesky_inverse(factor), None
-
-    def _b(self) -> Tensor:
-        return (self.W @ self.A).flatten(1)
+    def _take(self, op: str, w: Tensor, inverse: Tensor | None = None) -> None:
+        """W, B and the inverse of its Gram matrix, from nothing unless it is given: all of them or, raising, none."""
+        if self.form == "one-sided":
+            b = (w @ self.A).flatten(1)
+        else:
+            values, vectors = torch.linalg.eigh(w)
+            if values[0] <= 0:
+                raise ValueError(f"{op}: W must be positive definite, got an eigenvalue of {float(values[0]):.3g}")
+            root = vectors * values.sqrt() @ vectors.T
+            b = (root @ self.A @ root).flatten(1)
+        if inverse is None:
+            factor, failed = torch.linalg.cholesky_ex(b @ b.T)
+            if failed:
+                raise ValueError(f"{op}: A must be linearly independent and W invertible, got neither or one")
+            inverse = torch.cholesky_inverse(factor)
+        self.W, self._b, self._inverse, self._kept = w, b, inverse, None
 
     def update(self, u: Tensor, c: Tensor) -> None:
-        """W <- W + u diag(c) uᵀ for u (n, k), c (k,).
-
-        Aᵢᵀ W² Aⱼ becomes Aᵢᵀ (W² + f D fᵀ) Aⱼ with f = [Wu, u] and D = [[0, C], [C, C uᵀu C]]: rank 2nk in the
-        Gram matrix.
-        """
+        """W <- W + u diag(c) uᵀ for u (n, k), c (k,); where it raises, nothing has changed."""
         op = "KroneckerProjection.update"
-        u = _checks.matrix(op, "u", u, rows=len(self.W)).to(self.W.dtype)
-        k, n, m = u.shape[1], len(self.W), len(self.A)
+        u, a = _checks.matrix(op, "u", u, rows=len(self.W)).to(self.W.dtype), self.A
+        k, n, m = u.shape[1], len(self.W), len(a)
         if c.shape != (k,) or not c.isfinite().all():
             raise ValueError(f"{op}: c must be finite with shape ({k},), got {tuple(c.shape)}")
         diagonal = torch.diag(c.to(u.dtype))
-        f = torch.cat((self.W @ u, u), 1)
-        self.W = self.W + u @ diagonal @ u.T
+        w = self.W + u @ diagonal @ u.T
         if 2 * n * k >= m:  # the correction would be no smaller than the matrix
-            return self._factor()
-        corner = torch.cat((torch.zeros_like(diagonal), diagonal), 1)
-        d = torch.cat((corner, torch.cat((diagonal, diagonal @ (u.T @ u) @ diagonal), 1)))
-        r = (f.T @ self.A).flatten(1)  # (m, 2kn): Gram <- Gram + r (D ⊗ I) rᵀ
-        left = r.unflatten(1, (2 * k, n)).transpose(1, 2) @ d  # not D⁻¹: c may be 0
-        left = left.transpose(1, 2).flatten(1)
+            return self._take(op, w)
+        # Gram matrix (i, j) <- itself + ⟨leftᵢ, rⱼ⟩, r (m, 2k, n) and left linear in r: not by D⁻¹, since c may be 0.
+        if self.form == "one-sided":  # W'² = W² + f D fᵀ with f = [Wu, u], D = [[0, C], [C, C uᵀu C]]
+            r = torch.cat((self.W @ u, u), 1).T @ a
+            corner = torch.cat((torch.zeros_like(diagonal), diagonal), 1)
+            left = torch.cat((corner, torch.cat((diagonal, diagonal @ (u.T @ u) @ diagonal), 1))) @ r
+        else:  # tr(AᵢᵀW'AⱼW') = tr(AᵢᵀWAⱼW) + ⟨C uᵀAᵢW', uᵀAⱼ⟩ + ⟨C uᵀAᵢᵀW, uᵀAⱼᵀ⟩
+            one, two = u.T @ a, u.T @ a.mT
+            r, left = torch.cat((one, two), 1), torch.cat((diagonal @ one @ w, diagonal @ two @ self.W), 1)
+        r, left = r.flatten(1), left.flatten(1)
         inner = torch.eye(2 * k * n, dtype=r.dtype, device=r.device) + r.T @ self._inverse @ left
         correction = self._inverse @ left @ torch.linalg.solve(inner, r.T @ self._inverse)
-        self._inverse = self._inverse - (correction + correction.T) / 2
-        self._kept = None
+        self._take(op, w, self._inverse - (correction + correction.T) / 2)
 
     def project(self, h: Tensor) -> Tensor:
         """P h for h (…, n, n)."""
-        flat, b = self._flat("project", h), self._b()
-        return (flat @ b.T @ self._inverse @ b).view(h.shape)
+        flat = self._flat("project", h)
+        return (flat @ self._b.T @ self._inverse @ self._b).view(h.shape)
 
     def query(self, h: Tensor) -> Tensor:
         """An estimate of P h for h (n, n) from the sketches."""
@@ -114,8 +128,7 @@ class KroneckerProjection:
             raise ValueError("KroneckerProjection.query: sketches must be at least 1, got 0")
         flat = self._flat("query", h)
         if self._kept is None:
-            b = self._b()
-            self._kept = b.T @ (self._inverse @ sketch_many(self._sketches, b, 1))  # (L, n², size)
+            self._kept = self._b.T @ (self._inverse @ sketch_many(self._sketches, self._b, 1))  # (L, n², size)
         answers = self._kept @ sketch_many(self._sketches, flat.T)  # (L, n², …)
         return answers.median(0).values.T.reshape(h.shape)
 

@@ -41,7 +41,7 @@ def lstsq(
         a: (m, n), m ≥ n; float64 computes in float64, everything else in float32.
         b: (m,) or (m, k).
         method: "precondition" or "sketch".
-        size: rows of the sketch in (n, m]; 8n by default ("sketch": 16n), at most m.
+        size: rows of the sketch in (n, m]; 16n by default, at most m.
         max_iterations: of LSQR in each round.
         key, generator: see `randfuse.key`.
 
@@ -67,16 +67,15 @@ def lstsq(
         raise ValueError(f"{op}: b must be {x.dtype} on {x.device}, got {rhs.dtype} on {rhs.device}")
     if m < n:
         raise ValueError(f"{op}: a must have at least as many rows as columns, got {tuple(x.shape)}")
-    default = min(m, (8 if method == "precondition" else 16) * n)
-    size = default if size is None else _checks.whole(op, "size", size, min(n + 1, m), m)
+    size = min(m, 16 * n) if size is None else _checks.whole(op, "size", size, min(n + 1, m), m)
     max_iterations = _checks.whole(op, "max_iterations", max_iterations, 1, 10**6)
     key = _checks.key_for(op, key, generator, x.device)
-    both = torch.cat((x, rhs), 1)
-    sketched = both if size == m else SJLT(size, m, nnz=min(8, size), key=key) @ both
-    u, s, vt = torch.linalg.svd(sketched[:, :n], full_matrices=False)
+    operator = SJLT(size, m, nnz=min(8, size), key=key)
+    small, small_rhs = (x, rhs) if size == m else (operator @ x, operator @ rhs)
+    u, s, vt = torch.linalg.svd(small, full_matrices=False)
     rank = int((s > s[0] * m * torch.finfo(s.dtype).eps).sum())
     right = vt[:rank].T / s[:rank]  # R⁻¹: a @ right is nearly orthonormal
-    solution = right @ (u[:, :rank].T @ sketched[:, n:])
+    solution = right @ (u[:, :rank].T @ small_rhs)
     iterations = 0
     for _ in range(2 if method == "precondition" else 0):
         correction, steps = _lsqr(x, right, rhs - x @ solution, rhs.norm(dim=0), max_iterations)

@@ -39,12 +39,12 @@ def svd_lowrank(
     True
     """
     op = "svd_lowrank"
-    _checks._checks.float_tensor(op, "A", A)
+    _checks.float_tensor(op, "A", A)
     if A.dim() < 2:
         raise ValueError(f"{op}: A must have shape (…, m, n), got {tuple(A.shape)}")
     a = _checks.finite(op, "A", A).to(torch.float64 if A.dtype == torch.float64 else torch.float32)
     if M is not None:
-        _checks._checks.float_tensor(op, "M", M, like=A, dtype=False)
+        _checks.float_tensor(op, "M", M, like=A, dtype=False)
         if torch.broadcast_shapes(M.shape, a.shape) != a.shape:
             raise ValueError(f"{op}: M must broadcast to {tuple(a.shape)}, got {tuple(M.shape)}")
         a = a - _checks.finite(op, "M", M).to(a.dtype)

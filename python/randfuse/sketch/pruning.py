@@ -45,7 +45,7 @@ def prune_at_init_mask(
     (60, True)
     """
     op = "prune_at_init_mask"
-    _checks._checks.float_tensor(op, "weight", weight)
+    _checks.float_tensor(op, "weight", weight)
     density = _checks.number(op, "density", density, 1e-12, 1.0)
     score = _checks.finite(op, "weight", weight).detach().double().abs()
     if activations is not None:

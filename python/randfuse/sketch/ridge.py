@@ -115,7 +115,7 @@ class RidgeEnsemble:
             self.gcv_member = risks
         k = self.members
         self.gcv_limit = (k * self.gcv - self.gcv_member) / (k - 1) if k > 1 else torch.full_like(grid, torch.nan)
-        self.best = int(self.gcv.argmin())
+        self.best = int(self.gcv.nan_to_num(torch.inf).argmin())  # 0/0 where a penalty of 0 interpolates
         self.coef, self.offset = path.coef, self._mean[1] - self._mean[0].double() @ path.coef
         self._residuals = (t.unsqueeze(1) - x.double() @ path.coef) / (1 - self.df)
         return self

@@ -148,7 +148,7 @@ def approx_matmul(
 
 def _units(op: str, weights: Tensor, k: int) -> Tensor:
     """Probabilities in units of 2⁻³², int64, with the sum k·2³²."""
-    _checks._checks.float_tensor(op, "weights", weights)
+    _checks.float_tensor(op, "weights", weights)
     if weights.dim() != 1 or len(weights) == 0:
         raise ValueError(f"{op}: weights must have shape (m,) with elements, got {tuple(weights.shape)}")
     w = _checks.finite(op, "weights", weights).detach().double()
@@ -179,8 +179,8 @@ def water_fill(w: Tensor, k: int) -> Tensor:
     rest = falling.flip(0).cumsum(0).flip(0)  # of this one and all smaller ones
     full = torch.arange(len(w), device=w.device)  # if so many are at 1, the others share k − full
     c = torch.where(rest > 0, (k - full) / rest, 0.0)
-    first = (c * falling <= 1).to(torch.uint8).argmax()
-    p = torch.where(full < first, 1.0, c[first] * falling).clamp(0, 1)
+    first = (c * falling <= 1).to(torch.uint8).argmax().reshape(1)
+    p = torch.where(full < first, 1.0, c.gather(0, first) * falling).clamp(0, 1)  # c[first] would break a graph
     return torch.zeros_like(p).index_copy(0, place, p)
 
 

@@ -20,26 +20,27 @@ METHODS = ("independent", "pivotal")  # tokens are ordered, and systematic sampl
 
 
 class _Sampled(torch.autograd.Function):
-    """y, unchanged; backward keeps k of its N samples, in proportion to the norms of their gradients."""
+    """y, unchanged; backward keeps k of its N samples, in proportion to the norms of their gradients, which `tracker`
+    is told. Numbers and not the module are arguments, so that compiled code can take them."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, key: Tensor, sampler: GradientSampler) -> Tensor:
+    def forward(ctx: Any, y: Tensor, key: Tensor, ratio: float, method: str, tracker: GradientSampler | None) -> Tensor:
         ctx.save_for_backward(key)
-        ctx.sampler = sampler
+        ctx.ratio, ctx.method, ctx.tracker = ratio, method, tracker
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (key,), sampler = ctx.saved_tensors, ctx.sampler
+        (key,) = ctx.saved_tensors
         norms = grad.flatten(1).norm(dim=1, dtype=torch.float64)
-        if sampler.track:
-            sampler.norms = norms.detach()
-        if sampler.ratio >= 1:
-            return grad, None, None
-        k = max(1, int(len(norms) * sampler.ratio))
-        rows, p = draw_positive(norms, k, sampler.method, key)
+        if ctx.tracker is not None:
+            ctx.tracker.norms = norms.detach()
+        if ctx.ratio >= 1:
+            return grad, None, None, None, None
+        k = max(1, int(len(norms) * ctx.ratio))
+        rows, p = draw_positive(norms, k, ctx.method, key)
         factor = torch.zeros_like(norms).index_copy(0, rows, 1 / p[rows]).to(grad.dtype)
-        return grad * factor.view(-1, *[1] * (grad.dim() - 1)), None, None
+        return grad * factor.view(-1, *[1] * (grad.dim() - 1)), None, None, None, None
 
 
 class GradientSampler(nn.Module):
@@ -67,7 +68,8 @@ class GradientSampler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not x.requires_grad or (self.ratio >= 1 and not self.track):
             return x
-        return _Sampled.apply(x, _checks.key_for("GradientSampler", None, None, x.device), self)
+        key = _checks.key_for("GradientSampler", None, None, x.device)
+        return _Sampled.apply(x, key, self.ratio, self.method, self if self.track else None)
 
     def extra_repr(self) -> str:
         return f"ratio={self.ratio:g}, method={self.method}"
@@ -77,31 +79,34 @@ class _SampledWeightGradient(torch.autograd.Function):
     """y, unchanged; backward gives the weight Σ (1/p) g xᵀ over the k tokens drawn by ‖g‖‖x‖, and y its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, key: Tensor, layer: Any) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, key: Tensor, ratio: float, method: str, tracker: Any
+    ) -> Tensor:
         ctx.save_for_backward(x, key)
-        ctx.layer, ctx.dtype = layer, weight.dtype
+        ctx.ratio, ctx.method, ctx.tracker, ctx.dtype = ratio, method, tracker, weight.dtype
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (x, key), layer = ctx.saved_tensors, ctx.layer
+        x, key = ctx.saved_tensors
         g, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         weights = g.norm(dim=1, dtype=torch.float64) * x.norm(dim=1, dtype=torch.float64)
-        if layer.ratio >= 1:
+        if ctx.ratio >= 1:
             rows, p = torch.arange(len(weights), device=g.device), torch.ones_like(weights)
         else:
-            rows, p = draw_positive(weights, max(1, int(len(weights) * layer.ratio)), layer.method, key)
-        if layer.track:  # of independent draws; rivals have no more
-            layer.variance = ((1 / p - 1) * weights.square()).sum()
+            rows, p = draw_positive(weights, max(1, int(len(weights) * ctx.ratio)), ctx.method, key)
+        if ctx.tracker is not None:  # of independent draws; rivals have no more
+            ctx.tracker.variance = ((1 / p - 1) * weights.square()).sum()
         scaled = g[rows] * (1 / p[rows]).to(g.dtype).unsqueeze(1)
-        return grad, None, (scaled.T @ x[rows].to(g.dtype)).to(ctx.dtype), None, None
+        return grad, None, (scaled.T @ x[rows].to(g.dtype)).to(ctx.dtype), None, None, None, None
 
 
 def sampled_linear(layer: Any, x: Tensor) -> Tensor:
     """What `nn.SketchedLinear` computes: `F.linear`, the gradient of the weight from a sample of the tokens."""
     y = nn.functional.linear(x, layer.weight.detach(), layer.bias)
     key = _checks.key_for("SketchedLinear", None, None, x.device)
-    return _SampledWeightGradient.apply(y, x.detach(), layer.weight, key, layer)
+    tracker = layer if layer.track else None
+    return _SampledWeightGradient.apply(y, x.detach(), layer.weight, key, layer.ratio, layer.method, tracker)
 
 
 class VarianceController:
