@@ -74,9 +74,18 @@ def test_entropy_of_tiles_apart(device):
     target = torch.zeros(2, 2, 1030)
     target[..., 1024:] = 6.0
     ids = torch.tensor([[1027], [5]])
-    expected = assert_same(device, target, ids, mode="typical", typical_threshold=1.0, typical_alpha=1.0,
+    expected = assert_same(device, target, ids, mode="typical", typical_threshold=1.0, typical_alpha=1.5,
                            key=randfuse.key(13))  # fmt: skip
-    assert expected.num_accepted.tolist() == [1, 0], "p = 0.117 and 0.0003 beside exp(-3.9)"
+    assert expected.num_accepted.tolist() == [1, 0], "p = 0.117 and 0.0003 beside 1.5 exp(-3.9)"
+
+
+@on_device
+def test_a_ban_takes_the_mass_of_its_tile(device):
+    """A draft without logits that has half of the mass, alone in its tile but for five: those are not drawn for it."""
+    target = torch.zeros(8, 2, 1030)
+    target[..., 1027] = 7.0
+    expected = assert_same(device, target, torch.full((8, 1), 1027), key=randfuse.key(14))
+    assert 0 < expected.num_accepted.sum() < 8, "some stand, some fall"
 
 
 @on_device
@@ -136,6 +145,7 @@ def test_draft_vocabulary_maps(device, mode):
     draft, mapping = torch.randn(b, k, width) * 2, torch.randint(0, vocab, (width,))
     mapping[:12], mapping[12:] = ids.reshape(-1), ids[:, :1].reshape(-1).repeat(2)[:8]
     draft[:, :, 12:] += 1
+    target[:, :k].scatter_add_(-1, ids.unsqueeze(-1), torch.full((b, k, 1), 7.0))  # p is of the size of q
     draft[0, 0, 0], draft[1, 0, 8], draft[2, 0, :3] = NAN, -INF, INF
     assert_same(device, target, ids, draft, mode=mode, draft_to_target=mapping, key=randfuse.key(5))
 
