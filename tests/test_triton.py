@@ -499,8 +499,7 @@ def samples(device):
 
 def sampler_samples(x):
     key, one = torch.tensor([3, 4], device=x.device), torch.ones((), dtype=torch.float64)
-    ids = torch.tensor([[1, 2], [-1, 0]], device=x.device)
-    acceptance = (x.view(2, 3, -1), ids, key, x[2:].view(2, 2, -1), None, None, one)
+    acceptance = (x.view(2, 3, -1), key.expand(2, 2), key, x[2:].view(2, 2, -1), None, None, one)
     sampling = (x, key, one, None, one * 0.9, None, None, None, x / 2, 1.5, torch.tensor([5, 0], device=x.device), 3)
     return {
         "categorical_race": (*sampling[:3], *sampling[6:], 2, 8),
