@@ -48,12 +48,13 @@ LACKS = {
     "multi_sample_linear": CPU,  # on the CPU it runs dropout_linear's kernels
     "multi_sample_mse": COMPOSED,
     "multinomial": COMPOSED | {"benchmarks/cases/{op}.py"},  # categorical_sample's kernels and case
+    "random_words": CUDA | {"benchmarks/cases/{op}.py"},  # what steps are made of, not a step
     "sparse_sketch": SKETCH,
     "speculative_accept_tree": COMPOSED,  # of categorical_sample_with_stats
 }
 # Kernels that the design has and the project not yet.
 NOT_YET = {
-    "speculative_accept": CUDA | TRITON,
+    "speculative_accept": CUDA,
 }
 
 

@@ -94,10 +94,19 @@ def test_half_precision_and_no_gradient(device):
     ({"weight": torch.zeros(V, D).half()}, "weight must be torch.float32"),
     ({"bias": torch.zeros(V + 1)}, "bias must have shape"),
     ({"uncond_hidden": torch.zeros(N + 1, D)}, "uncond_hidden must have shape"),
-    ({"temperature": torch.ones(N + 1)}, "option must have shape"),
-    ({"method": "gumbel"}, "linear_categorical_sample: method must be"),
+    ({"temperature": torch.ones(N + 1)}, "temperature must have shape"),
+    ({"temperature": -1.0}, "temperature must be 0 or in"),
+    ({"top_k": 0}, "top_k must be at least 1"),
+    ({"top_p": torch.full((N,), 1.5)}, "top_p must be in"),
+    ({"num_samples": 0}, "num_samples must be in"),
+    ({"cfg_scale": float("inf")}, "cfg_scale must be a finite number"),
+    ({"exclude": torch.tensor([V])}, "exclude must be in"),
+    ({"bitmask": torch.zeros(N, 1, dtype=torch.int32)}, "bitmask must have shape"),
+    ({"row_offset": -1}, "row_offset must be in"),
+    ({"method": "gumbel"}, "method must be"),
     ({"key": torch.zeros(4, dtype=torch.int64)}, "key must have a length"),
 ])  # fmt: skip
 def test_bad_arguments(kwargs, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    """Also what is found out in the op that draws is said in the name of the one that was called."""
+    with pytest.raises((TypeError, ValueError), match=f"^linear_categorical_sample: {message}"):
         randfuse.linear_categorical_sample(**{"hidden": torch.zeros(N, D), "weight": torch.zeros(V, D), **kwargs})

@@ -7,6 +7,8 @@ import math
 import pytest
 import randfuse
 import torch
+import torch._dynamo.testing
+from randfuse import _backends
 from randfuse import masked_diffusion as md
 from randfuse.masked_diffusion import _words
 from randfuse.reference import streams
@@ -31,10 +33,12 @@ def steps_on(logits, tokens, key, **kwargs):
     return {
         "ancestral": lambda: md.ancestral_step(logits, tokens, 0.8, 0.4, **common),
         "first_hitting": lambda: md.first_hitting_step(logits, tokens, clock, **common).tokens,
+        "hits": lambda: md.first_hitting_step(logits, tokens, clock, hits=3, **common).tokens,
         "cap": lambda: md.remask_step(logits, tokens, 0.6, 0.4, variant="cap", eta=0.3, **common).tokens,
         "conf": lambda: md.remask_step(logits, tokens, 0.6, 0.4, variant="conf", **common).tokens,
         "count": lambda: md.confidence_step(logits, tokens, count=3, temperature=0.7, **common),
         "threshold": lambda: md.confidence_step(logits, tokens, threshold=0.5, by="margin", **common),
+        "factor": lambda: md.confidence_step(logits, tokens, factor=1.5, **common),
         "budget": lambda: md.confidence_step(logits, tokens, entropy_budget=1.5, by="entropy", **common),
         "noise": lambda: md.confidence_step(logits, tokens, count=3, noise=1.0, tempered=True, top_p=0.9, **common),
         "random": lambda: md.confidence_step(logits, tokens, count=3, by="random", **common),
@@ -213,6 +217,11 @@ def test_selection_rules():
     assert chosen(logits, threshold=0.999) == [3], "the surest where none reaches the threshold"
     assert chosen(logits, threshold=0.85, by="margin") == [1, 3]  # 2p - 1
     assert chosen(logits, threshold=0.3, by="entropy") == [1, 3]
+    # Fast-dLLM's rule: the n-th may have p >= 1 - factor / (n + 1), here 0.5, 0.667, 0.75, 0.8
+    assert chosen(logits, factor=1.0) == [1, 2, 3], "0.99, 0.95, 0.8 pass, 0.7 does not reach 0.8"
+    assert chosen(logits, factor=0.5) == [1, 3], "1 - 0.5/4 = 0.875 is more than 0.8"
+    assert chosen(logits, factor=1e-9) == [3], "the surest in any case"
+    assert chosen(logits, factor=9.0) == [0, 1, 2, 3, 4], "no bound left"
     h = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.99, 0.95, 0.8, 0.7)]
     assert chosen(logits, entropy_budget=h[0] + h[1] + 1e-6, by="entropy") == [1, 2, 3]
     assert chosen(logits, entropy_budget=0.0, by="entropy") == [3]
@@ -351,6 +360,56 @@ def test_select_by_value_takes_the_best_or_samples():
     assert ((counts - n * law).abs() / (n * law * (1 - law)).sqrt() < 5).all()
 
 
+# Where they run.
+
+
+@pytest.mark.parametrize("name", ["count", "threshold", "factor", "budget", "noise", "random"])
+def test_confidence_waits_for_no_device(text, name):
+    """Tensors without values stand for a GPU's: whatever asks for a value or a number of True ones fails on them."""
+    logits, tokens = (x.to("meta") for x in text)
+    key = torch.zeros(B, dtype=torch.int64, device="meta")
+    out = steps_on(logits, tokens, key, window=torch.ones_like(tokens, dtype=torch.bool))[name]()
+    assert out.shape == tokens.shape
+
+
+def test_first_hit_waits_for_no_device(text):
+    tokens, keys = text[1].to("meta"), torch.zeros(B, dtype=torch.int64, device="meta")
+    hit = md.first_hit(tokens, torch.zeros(B, dtype=torch.float64, device="meta"), mask_id=MASK, key=keys, hits=2)
+    assert hit.where.shape == tokens.shape
+
+
+def test_negative_control_a_step_that_counts_waits(text):
+    logits, tokens = (x.to("meta") for x in text)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        steps_on(logits, tokens, torch.zeros(B, dtype=torch.int64, device="meta"))["ancestral"]()
+
+
+COMPILED = {
+    "ancestral": lambda x, y, t, s, n, key: md.ancestral_step(x, y, t, s, mask_id=MASK, step=n, key=key),
+    "cap": lambda x, y, t, s, n, key: md.remask_step(x, y, t, s, mask_id=MASK, eta=0.3, step=n, key=key).tokens,
+    "conf": lambda x, y, t, s, n, key: md.remask_step(x, y, t, s, mask_id=MASK, variant="conf", step=n, key=key).tokens,
+    "uniform": lambda x, y, t, s, n, key: md.uniform_step(x, y, t, s, vocab=V, step=n, key=key),
+    "corrupt": lambda x, y, t, s, n, key: md.corrupt(y, t, mask_id=MASK, step=n, key=key),
+    "count": lambda x, y, t, s, n, key: md.confidence_step(x, y, mask_id=MASK, count=2, step=n, key=key),
+    "factor": lambda x, y, t, s, n, key: md.confidence_step(x, y, mask_id=MASK, factor=1.0, step=n, key=key),
+}
+
+
+@pytest.mark.skipif(_backends.unavailable("cpu") is not None, reason="needs the extension")
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_as_one_graph(text, name):
+    """The same tokens as in eager code, over four steps from the compilation for the first."""
+    logits, tokens = text
+    counter, first = torch._dynamo.testing.CompileCounterWithBackend("aot_eager"), 0
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        step = torch.compile(COMPILED[name], backend=counter, fullgraph=True)
+        for n, (t, s) in enumerate([(0.9, 0.6), (0.6, 0.4), (0.4, 0.2), (0.2, 0.0)]):
+            at = (torch.tensor(t).double(), torch.tensor(s).double(), torch.tensor(n), randfuse.key(n))
+            assert torch.equal(step(logits, tokens, *at), COMPILED[name](logits, tokens, *at)), f"step {n}"
+            first = first or counter.frame_count
+    assert counter.frame_count == first <= 2, "no later step compiles again"
+
+
 # Training.
 
 
@@ -406,6 +465,10 @@ def test_bad_arguments(kwargs, message):
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, by="luck"), "by must be one of"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, threshold=2.0), "threshold must be in"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, threshold=0.5, by="random"), "threshold must be used"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, factor=0.0), "factor must be positive"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, factor=1.0, by="margin"), "factor must be positive"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, factor=1.0, noise=1.0), "factor must be positive"),
+    (lambda x, y: md.first_hitting_step(x, y, torch.zeros(2).double(), mask_id=MASK, hits=0), "hits must be a pos"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1.5), "count must be an int"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=torch.tensor(1)), "count must be int64"),
     (lambda x, y: md.remask_step(x, y, 1.0, 0.5, mask_id=MASK, variant="no"), "variant must be one of"),

@@ -94,6 +94,13 @@ def test_first_hitting_asks_for_one_row_of_each_text_and_the_time():
     assert (times < 1).all()
 
 
+def test_several_hits_a_call():
+    tokens, m = prompts((2, 5)), Counting()
+    out = md.generate(m, tokens, mask_id=MASK, method="first_hitting", options={"hits": 4}, key=randfuse.key(1))
+    assert m.calls == 4, "14 masked positions, 4 at a time"
+    assert (out != MASK).all()
+
+
 def test_number_of_calls_of_ranked_methods():
     tokens = prompts((4, 8))
     for steps, expected in ((3, 3), (12, 12), (50, 12)):

@@ -135,6 +135,21 @@ def test_first_hitting_gives_the_law_of_the_chain():
     assert torch.equal(last, clock), "nothing left: the clock rests"
 
 
+def test_several_hits_at_once_are_the_events_of_single_ones():
+    """Positions and clocks are those of the same events one after the other, on texts masked wholly or in part."""
+    start, keys = begin()[:64], randfuse.split(randfuse.key(10), 64)
+    start[:32, 1:] = 0  # one position left: the others' events are none
+    tokens = start
+    clock = torch.zeros(64, dtype=torch.float64)
+    at_once = md.first_hit(start, clock, hits=3, mask_id=MASK, step=2, key=keys)
+    for event in (2, 3, 4):
+        hit = md.first_hit(tokens, clock, mask_id=MASK, step=event, key=keys)
+        tokens, clock = tokens.masked_fill(hit.where, 0), hit.clock
+    assert torch.equal(at_once.clock, clock)
+    assert torch.equal(at_once.where, start != tokens)
+    assert at_once.where.sum(1).tolist() == [1] * 32 + [3] * 32
+
+
 def test_negative_control_few_ancestral_steps_do_not_have_the_law_of_the_chain():
     """Positions decoded together are independent: the test of first hitting sees that 2 steps are not enough."""
     tokens = begin()

@@ -169,6 +169,15 @@ SAMPLES = {
     "lora_linear_down": [(x(4, 9), x(2, 9), *SAMPLED), (turned(9, 4), turned(9, 2), *TENSOR_P[:3], 0, 0, 0)],
     "lora_linear_dgrad": [(x(4, 5), x(5, 9), x(4, 2), x(2, 9), *SAMPLED)],
     "lora_linear_wgrad": [(x(4, 2), x(4, 9), *SAMPLED), (turned(2, 4), turned(9, 4), *TENSOR_P[:3], 0, 0, 0)],
+    "random_words": [
+        (
+            torch.arange(6).reshape(2, 3),
+            torch.tensor([[0, 1, 2**40], [-1, 5, 5]]),
+            torch.tensor([[3], [2**32 - 1]]).expand(2, 3),
+            7,
+        ),
+        (KEYS[:0], KEYS[:0], KEYS[:0], 2**32 - 1),
+    ],
     "sparse_sketch": [
         (x(9, 4), KEYS, 8, 2, 2, 7, 130),
         (turned(4, 9), KEYS[:1], 8, 1, 0, 8, 0),
@@ -366,6 +375,10 @@ def test_reference_agrees_on_the_samples(name):
     ("dense_sketch_adjoint", 0, x(2, 6, 4), r"y must have shape \(K, rows, n\) = \(2, 5, n\), got \[2, 6, 4\]"),
     ("dense_sketch_entries", 4, -1, "col_offset must be in"),
     ("distinct_rows", 3, 41, r"count must be in \[0, 40\], got 41"),
+    ("random_words", 0, torch.ones(2, 3), "key must be int64, got torch.float32"),
+    ("random_words", 1, KEYS, r"number must have the shape of key = \[2, 3\] on cpu, got \[2\]"),
+    ("random_words", 2, KEYS, r"sample must have the shape of key = \[2, 3\] on cpu, got \[2\]"),
+    ("random_words", 3, 2**32, r"domain must be in \[0, 2\*\*32\), got 4294967296"),
     ("hadamard_transform", 0, x(4, 7), "x must have a power of two up to 2..24 elements along dim, got 7"),
     ("hadamard_transform", 2, 2, r"dim must be in \[0, 2\), got 2"),
     ("sparse_sketch", 1, torch.tensor(3), r"key must have shape \(K,\) with K > 0"),

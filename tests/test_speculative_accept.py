@@ -90,6 +90,8 @@ def test_saved_logsumexps_change_nothing(device, mode):
         assert_bitwise_equal(got.tokens, plain.tokens, name=str(list(saved)))
         assert_bitwise_equal(got.num_accepted, plain.num_accepted)
         torch.testing.assert_close(got.logprobs, plain.logprobs)
+    one_hot = speculative_accept(target, drawn.tokens, target_logsumexp=target_lse, **args)
+    assert_bitwise_equal(one_hot.tokens, speculative_accept(target, drawn.tokens, **args).tokens, name="one-hot drafts")
     greedy = {**args, "temperature": 0.0}  # whose facts are those of temperature 1: nothing saved is used
     for a, e in zip(speculative_accept(target, drawn.tokens, draft, target_logsumexp=target_lse, **greedy),
                     speculative_accept(target, drawn.tokens, draft, **greedy), strict=True):  # fmt: skip
@@ -225,6 +227,16 @@ def test_drafts_of_rows_that_are_no_law(kernels_device, mode):
                           key=randfuse.key(3), name=f"{x} of {sorted(allowed)}")  # fmt: skip
         assert set(got.tokens[:, 0].tolist()) == allowed
         assert got.logprobs[:, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["token", "block"])
+def test_drafts_without_probability(kernels_device, mode):
+    """All pairs of drafts of which p, q, both or neither are 0: nothing of p = 0 stands, and 0 / 0 is no acceptance."""
+    p, q, kinds = row(t3=0.0, t7=0.0), row(t5=0.0, t7=0.0), torch.tensor([3, 5, 7, 9])
+    ids = torch.cartesian_prod(kinds, kinds).repeat(16, 1)
+    n = len(ids)
+    got = assert_same(p.expand(n, 3, 40), ids, q.expand(n, 2, 40), mode=mode, key=randfuse.split(randfuse.key(2), n))
+    assert set(got.tokens.unique().tolist()) == {-1, 3, 7}
 
 
 def test_documented_status(device):

@@ -489,6 +489,7 @@ def samples(device):
         **head_samples(x, w, b, stream),
         **block_samples(x, w, b, g, key),
         **sampler_samples(x.detach()),
+        "random_words": (key, key + 2**40, key - 4, 7),
         "lora_linear": (x, w, b, w[:2], g.T[:, :2], 1.5, *sampled),
         "lora_linear_down": (x, w[:2], *sampled),
         "lora_linear_dgrad": (g, w, g[:, :2], w[:2], *sampled),
@@ -498,11 +499,13 @@ def samples(device):
 
 def sampler_samples(x):
     key, one = torch.tensor([3, 4], device=x.device), torch.ones((), dtype=torch.float64)
+    acceptance = (x.view(2, 3, -1), key.expand(2, 2), key, x[2:].view(2, 2, -1), None, None, one)
     sampling = (x, key, one, None, one * 0.9, None, None, None, x / 2, 1.5, torch.tensor([5, 0], device=x.device), 3)
     return {
         "categorical_race": (*sampling[:3], *sampling[6:], 2, 8),
         "categorical_sample": (*sampling, "cdf", 2),
         "categorical_sample_with_stats": (*sampling, "race", 2),
+        "speculative_accept": (*acceptance, *[None] * 5, "block", 0.1, 0.3, *[None] * 4),
     }
 
 

@@ -111,6 +111,7 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
         kept_blocks,
         linear_dropout,
         mixout_linear,
+        random_words,
     )
 
     x, w, g = (torch.empty(s, dtype=dtype) for s in ((M, K), (N, K), (M, N)))
@@ -126,6 +127,7 @@ def launch_all(dtype, M=512, N=1024, K=4096, col_offset=0, keys=1, p_tensor=Fals
     linear_dropout.act_dropout(g, g, "gelu", *stream)
     linear_dropout.act_dropout_grad(g, g, "gelu", *stream)
     mixout_linear.mixout(w, w, *stream)
+    random_words.random_words(*key.new_empty(3, 512), 7)
     size = 128 if K % 128 == 0 else 32  # the generous block and the smallest
     blocks = -(-K // size)
     chosen = kept_blocks.kept_blocks(key, -(-M // keys // 256), blocks, blocks // 2, 1, 1, 0)
@@ -169,6 +171,23 @@ def launch_samplers(dtype, vocab=50304, plain=True):
         kernels.categorical_race(x, key, heat, *rest, 2, 8)
 
 
+def launch_acceptance(dtype, vocab=50304, modes=()):
+    """The same for speculative acceptance in some modes, or with all arguments at once."""
+    from randfuse.triton_kernels.speculative_accept import speculative_accept
+
+    b, k = 32, 4
+    p, q, one = torch.empty(b, k + 1, vocab, dtype=dtype), torch.empty(b, k, vocab, dtype=dtype), torch.ones(())
+    ids, key = torch.zeros(b, k, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    for mode in modes:
+        draft = q if mode in ("token", "block") else None
+        speculative_accept(p, ids, key, draft, None, None, one, *[None] * 5, mode, 0.1, 0.3, *[None] * 4)
+    if not modes:
+        bits, heat = torch.zeros(b * (k + 1), -(-vocab // 32), dtype=torch.int32), torch.ones(b)
+        cu, places, lse = torch.zeros(b + 1, dtype=torch.int64), torch.zeros(b, dtype=torch.int64), torch.empty(b, k)
+        rest = (ids, key, q[..., :900], None, cu, heat, heat, heat.long(), heat, heat, bits)
+        speculative_accept(p.flatten(0, 1), *rest, "token", 0.1, 0.3, lse, None, places.repeat(29)[:900], places)
+
+
 def launch_sketches(dtype, M=4096, N=256, col_offset=0, keys=2):
     """The same for sketches, of data along rows and down columns."""
     from randfuse.triton_kernels import dense_sketch, sparse_sketch
@@ -209,6 +228,7 @@ def test_compiles_without_spills(name, tiles, sizes, compiled, monkeypatch):
     monkeypatch.setattr(tuning, "SINGLE_CONFIGS", smallest[1])
     launch_heads(DTYPES[name], sizes[0], sizes[2])
     launch_samplers(DTYPES[name])
+    launch_acceptance(DTYPES[name], modes={"bf16": ("block",), "fp16": ("match", "typical"), "fp32": ("token",)}[name])
     launch_sketches(DTYPES[name])
     show(f"sm_90, {name}, M, N, K = {sizes}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"
@@ -230,6 +250,7 @@ def test_variants_compile(variant, compiled, monkeypatch):
     launch_all(torch.bfloat16, **variant)
     launch_heads(torch.bfloat16, **{name: value for name, value in variant.items() if name not in ("N", "sample")})
     launch_samplers(torch.bfloat16, vocab=variant.get("K", 50304), plain="K" not in variant)
+    launch_acceptance(torch.bfloat16, vocab=variant.get("K", 50304), modes=() if "K" in variant else ("block",))
     launch_sketches(torch.bfloat16, col_offset=variant.get("col_offset", 0))
     show(f"sm_90, bf16, {variant}", compiled)
     assert {row[0] for row in compiled} == package_kernels(), "every kernel of the package must have been launched"

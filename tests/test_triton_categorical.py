@@ -109,3 +109,17 @@ def test_empty_batches(device):
     with randfuse.use_backend("triton"):
         assert categorical_sample(torch.empty(0, 5, device=device)).shape == (0,)
         assert categorical_sample(torch.ones(5, device=device), num_samples=3).shape == (3,)
+
+
+@on_device
+def test_random_words(device):
+    key, number, sample = (torch.randint(-(2**63), 2**63 - 1, (300,), device=device) for _ in range(3))
+    expected = reference.FUNCTIONS["random_words"](key, number, sample, 0xFEDCBA98)
+    for got, words in zip(op("random_words")(key, number, sample, 0xFEDCBA98), expected, strict=True):
+        same_bits(got, words, "words")
+    with pytest.raises(ValueError, match="^random_words: number must have the shape of key"):
+        op("random_words")(key, number[1:], sample, 0)
+    with pytest.raises(TypeError, match="^random_words: key must be int64"):
+        op("random_words")(key.int(), number, sample, 0)
+    with pytest.raises(ValueError, match="^random_words: domain must be in"):
+        op("random_words")(key, number, sample, -1)

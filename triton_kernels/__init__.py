@@ -17,7 +17,9 @@ from . import (
     multi_sample_cross_entropy,
     multi_sample_linear,
     multi_sample_scale,
+    random_words,
     sparse_sketch,
+    speculative_accept,
 )
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "multi_sample_cross_entropy",
     "multi_sample_linear",
     "multi_sample_scale",
+    "random_words",
     "sparse_sketch",
+    "speculative_accept",
 ]
 
 _registry.install(launch.NAMESPACE)

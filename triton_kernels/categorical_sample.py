@@ -18,12 +18,10 @@ from randfuse.reference import streams
 
 from . import launch, philox
 from .filters import BINS, categorical_cuts_kernel
-from .logit_tiles import INF, MAX_VOCAB, NONE, TILE, cut_of, output_row, pick, read_tile, two_artanh, warmth
+from .logit_tiles import INF, MAX_VOCAB, NONE, TILE, cut_of, output_row, read_tile, two_artanh, warmth
+from .row_draws import coin53, draw_by_mass, exponentials, race_tile, tile_dot
 
-SUM_ERROR = tl.constexpr(2.0**-18)  # of a float32 tile sum, relative: csrc/kernels/common/categorical.h
 DRAW_DOMAIN = tl.constexpr(streams.domain_word(streams.CATEGORICAL, 32))
-HIGH_DOMAIN = tl.constexpr(streams.domain_word(streams.RACE_HIGH, 32))
-LOW_DOMAIN = tl.constexpr(streams.domain_word(streams.RACE_LOW, 32))
 
 
 @triton.jit
@@ -42,33 +40,14 @@ def categorical_stats_kernel(
         row, valid, unit - out * tiles, value, last, logits_ptr, stride, V, uncond_ptr, uncond_stride, scale_ptr,
         exclude_ptr, num_exclude, bitmask_ptr, words, col_offset,
     )  # fmt: skip
-    top = tl.max(z, 0)
-    finite = (top > -INF) & (top < INF)
-    slope = (1.4426950408889634 / t).to(tl.float32)
-    below = tl.where(z > -INF, z, 0.0) - tl.where(finite, top, 0.0)
-    x = tl.where(finite, tl.where(z > -INF, below, -INF), -INF) * slope
-    e = tl.exp2(x)
+    top, x, e = exponentials(z, t)
     tl.store(max_ptr + unit, top)
     tl.store(sum_ptr + unit, tl.sum(e, 0).to(tl.float64))
     if FACTS:
         several = tl.sum((z == top).to(tl.int32), 0) > 1
         tl.store(second_ptr + unit, tl.where(several, top, tl.max(tl.where(z == top, -INF, z), 0)))
-        dot = tl.sum(e * tl.maximum(x, -125.0), 0)
-        tl.store(dot_ptr + unit, 0.6931471805599453 * dot.to(tl.float64))
+        tl.store(dot_ptr + unit, tile_dot(e, x))
         tl.store(nan_ptr + unit, nan)
-
-
-@triton.jit
-def race_score(z, high, key, i, j, draw, lane, t, greedy):
-    """z / T − log E of one token in float64, with the low word too; z where greedy."""
-    r0, r1, r2, r3 = tl.philox(key, j, i, draw, LOW_DOMAIN, philox.WORD_ROUNDS)
-    word = tl.where(lane == 0, r0, tl.where(lane == 1, r1, tl.where(lane == 2, r2, r3)))
-    low = word.to(tl.uint32).to(tl.int64).to(tl.float64)
-    high = high.to(tl.float64)
-    v = (high * 2.0**32 + (low + 0.5)) * 2.0**-64
-    rest = ((4294967295.0 - high) * 2.0**32 + (4294967295.0 - low + 0.5)) * 2.0**-64
-    e = tl.where(v < 0.25, two_artanh(v / (2.0 - v)), -tl.log(rest))
-    return tl.where(greedy, z.to(tl.float64), z.to(tl.float64) / t - tl.log(e))
 
 
 @triton.jit
@@ -78,7 +57,7 @@ def categorical_race_kernel(
     uncond_stride: tl.int64, scale_ptr, exclude_ptr, num_exclude, bitmask_ptr, words: tl.int64, col_offset: tl.int64,
     WARM_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The winner of a tile. E ≥ v bounds scores in float32; tokens that may reach the leader's are scored in float64."""
+    """The winner of a tile."""
     unit = tl.program_id(0).to(tl.int64)
     tile, draw = unit % tiles, (unit // tiles) % draws
     out = unit // tiles // draws
@@ -92,44 +71,9 @@ def categorical_race_kernel(
     group = row // rows_per_key
     key = tl.load(key_ptr + group)
     i, s = (row - group * rows_per_key + row_offset).to(tl.uint32), draw.to(tl.uint32)
-    first = (col_offset + tile * TILE) // 4
-    j = (first + tl.arange(0, TILE // 4)).to(tl.uint32)
-    r0, r1, r2, r3 = tl.philox(key, j, i, s, HIGH_DOMAIN, philox.WORD_ROUNDS)
-    high = tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), [TILE]).to(tl.uint32)
-    bits = (high >> 8).to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32)
-    bound = bits * (-0.6931471805599453 * 2.0**-23) + (z * (1.0 / t).to(tl.float32) + 0.6931471805599453 * 151.0)
-    bound = tl.where(greedy, z, bound)
-    high = high.to(tl.int64)
-
-    index = tl.arange(0, TILE)
-    reaches = tl.max(bound, 0)
-    best, winner = tl.full([], -INF, tl.float64), tl.zeros([], tl.int64)
-    if reaches > -INF:
-        at = tl.min(tl.where(bound == reaches, index, NONE), 0)
-        left = index == at
-        count = tl.full([], 1, tl.int32)
-        for turn in range(0, 2):  # the leader, then all that may beat it
-            for _ in range(0, count):
-                at = tl.min(tl.where(left, index, NONE), 0)
-                left = left & (index != at)
-                own_z = tl.max(tl.where(index == at, z, -INF), 0)
-                own_high = tl.max(tl.where(index == at, high, 0), 0)
-                score = race_score(own_z, own_high, key, i, (first + at // 4).to(tl.uint32), s, at % 4, t, greedy)
-                token = tile * TILE + at
-                better = (score > best) | ((score == best) & (token < winner))
-                best, winner = tl.where(better, score, best), tl.where(better, token, winner)
-            reached = tl.minimum(best, 3e38)
-            floor = (reached - 2.0**-20 * (tl.abs(reached) + 220.0)).to(tl.float32)
-            left = (bound >= floor) & (tile * TILE + index != winner) & (turn == 0)
-            count = tl.where(greedy, 0, tl.sum(left.to(tl.int32), 0))  # whose leader is the first of equals
+    best, winner = race_tile(z, tile, col_offset, key, i, s, t, greedy)
     tl.store(score_ptr + unit, best)
     tl.store(token_ptr + unit, winner)
-
-
-@triton.jit
-def coin53(low, high):
-    low, high = low.to(tl.uint32).to(tl.int64), high.to(tl.uint32).to(tl.int64)
-    return ((high << 21) | (low >> 11)).to(tl.float64) * 2.0**-53
 
 
 @triton.jit
@@ -190,7 +134,7 @@ def categorical_draw_kernel(
     t, greedy = warmth(temperature_ptr, row, WARM_ROWS)
     inverse = 1.0 / t
     value, last = cut_of(value_ptr, last_ptr, out)
-    index, local = tl.arange(0, TILES), tl.arange(0, TILE)
+    index = tl.arange(0, TILES)
     inside = index < tiles
     token = tl.zeros([], tl.int64)
     row_max = tl.full([], -INF, tl.float32)
@@ -213,27 +157,10 @@ def categorical_draw_kernel(
             tl.load(key_ptr + group), i ^ i, i, draw.to(tl.uint32), DRAW_DOMAIN, philox.WORD_ROUNDS
         )
         u, v = coin53(r0, r1), coin53(r2, r3)
-        share = tl.exp((tops.to(tl.float64) - row_max) * inverse)
-        at, before, after, total = pick(index, sums * share, u)
-        slack = SUM_ERROR * total
-        is_last = tl.max(tl.where(index > at, sums * share, 0.0), 0) == 0
-        sure = ((before == 0) | (u * total - before >= slack)) & (is_last | (after - u * total >= slack))
-        if sure == 0:
-            for k in range(0, tiles):
-                z, nan = read_tile(
-                    row, valid, k, value, last, logits_ptr, stride, V, uncond_ptr, uncond_stride, scale_ptr,
-                    exclude_ptr, num_exclude, bitmask_ptr, words, col_offset,
-                )  # fmt: skip
-                top = tl.max(z, 0)
-                exact = tl.sum(tl.exp((z.to(tl.float64) - tl.where(top > -INF, top, 0.0)) * inverse), 0)
-                sums = tl.where((index == k) & (sums > 0), exact, sums)
-            at, before, after, total = pick(index, sums * share, u)
-        z, nan = read_tile(
-            row, valid, at, value, last, logits_ptr, stride, V, uncond_ptr, uncond_stride, scale_ptr, exclude_ptr,
-            num_exclude, bitmask_ptr, words, col_offset,
+        token, sums = draw_by_mass(
+            u, v, -1, tops, sums, row_max, inverse, tiles, row, valid, value, last, logits_ptr, stride, V, uncond_ptr,
+            uncond_stride, scale_ptr, exclude_ptr, num_exclude, bitmask_ptr, words, col_offset,
         )  # fmt: skip
-        place, before, after, total = pick(local, tl.exp((z.to(tl.float64) - tl.max(z, 0)) * inverse), v)
-        token = at.to(tl.int64) * TILE + place
     elif valid & (row_max > -INF):
         token = first_equal(
             row_max, tops, row, value, last, logits_ptr, stride, V, uncond_ptr, uncond_stride, scale_ptr, exclude_ptr,
@@ -280,18 +207,6 @@ def categorical_draw_kernel(
         tl.store(logsumexp_ptr + out, logsumexp.to(tl.float32), mask=draw == 0)
 
 
-def _parameter(op, name, value, rows, device):
-    """A parameter () or (rows,) where kernels can read it; one value is filled in, not copied."""
-    if value is None:
-        return None
-    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != rows):
-        raise ValueError(f"{op}: {name} must have shape () or (rows,) = ({rows},), got {tuple(value.shape)}")
-    dtype = torch.float64 if value.is_floating_point() else torch.int64
-    if value.dim() == 0 and value.device != device:
-        return torch.full((), value.item(), dtype=dtype, device=device)
-    return value.to(device, dtype).contiguous()
-
-
 def _ids(op, name, ids, device):
     if ids is None:
         return None
@@ -322,7 +237,7 @@ def _run(
     if not math.isfinite(cfg_scale):
         raise ValueError(f"{op}: cfg_scale must be finite, got {cfg_scale}")
     t, k, p, least = (
-        _parameter(op, name, value, n, device)
+        launch.parameter(op, name, value, n, device)
         for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p), ("min_p", min_p))
     )
     exclude, chosen = _ids(op, "exclude", exclude, device), _ids(op, "rows", rows, device)
@@ -377,7 +292,23 @@ def _run(
                 f"{name}_ROWS": x is not None and x.dim() == 1 for name, x in (("K", k), ("P", p), ("MIN", least))
             }
             categorical_cuts_kernel[(count,)](
-                chosen, n, tiles, t, top, total, value, last, bins, k, p, least, *common, **rowwise, **options, **spread
+                chosen,
+                n,
+                tiles,
+                t,
+                top,
+                total,
+                value,
+                last,
+                bins,
+                k,
+                p,
+                least,
+                *common,
+                None,
+                **rowwise,
+                **options,
+                **spread,
             )
             before = nan.clone() if facts else None  # what a filter drops was a NaN all the same
             measure(value, last)

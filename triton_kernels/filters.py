@@ -92,13 +92,14 @@ def reach(
 def categorical_cuts_kernel(
     chosen_ptr, rows: tl.int64, tiles, temperature_ptr, max_ptr, sum_ptr, value_ptr, last_ptr, bins_ptr, top_k_ptr,
     top_p_ptr, min_p_ptr, logits_ptr, stride: tl.int64, V: tl.int64, uncond_ptr, uncond_stride: tl.int64, scale_ptr,
-    exclude_ptr, num_exclude, bitmask_ptr, words: tl.int64, col_offset: tl.int64, WARM_ROWS: tl.constexpr,
+    exclude_ptr, num_exclude, bitmask_ptr, words: tl.int64, col_offset: tl.int64, requests, WARM_ROWS: tl.constexpr,
     K_ROWS: tl.constexpr, P_ROWS: tl.constexpr, MIN_ROWS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The last token that the filters of a row keep."""
+    """The last token that the filters of a row keep; they are those of the row, or of request `out` mod `requests`."""
     out = tl.program_id(0).to(tl.int64)
     row, valid = output_row(chosen_ptr, out, rows)
-    t, _greedy = warmth(temperature_ptr, row, WARM_ROWS)
+    owner = row if requests is None else out % requests
+    t, _greedy = warmth(temperature_ptr, owner, WARM_ROWS)
     inverse = 1.0 / t
     index = tl.arange(0, TILES)
     max_ptr, sum_ptr, bins_ptr = max_ptr + out * tiles, sum_ptr + out * tiles, bins_ptr + out * BINS
@@ -112,7 +113,7 @@ def categorical_cuts_kernel(
         exponent = whole.to(tl.int64, bitcast=True) >> 52
         units = ((1023 + 61 + 1023 - exponent) << 52).to(tl.float64, bitcast=True)
         if top_k_ptr is not None:
-            k = tl.maximum(of_row(top_k_ptr, row, K_ROWS), 1)
+            k = tl.maximum(of_row(top_k_ptr, owner, K_ROWS), 1)
             if k < V:
                 value, last = reach(
                     k.to(tl.float64), value, last, row, tiles, row_max, inverse, units, max_ptr, bins_ptr, logits_ptr,
@@ -120,7 +121,7 @@ def categorical_cuts_kernel(
                     col_offset, True,
                 )  # fmt: skip
         if top_p_ptr is not None:
-            p = of_row(top_p_ptr, row, P_ROWS)
+            p = of_row(top_p_ptr, owner, P_ROWS)
             if p < 1.0:
                 value, last = reach(
                     tl.maximum(p, 0.0), value, last, row, tiles, row_max, inverse, units, max_ptr, bins_ptr, logits_ptr,
@@ -128,7 +129,7 @@ def categorical_cuts_kernel(
                     col_offset, False,
                 )  # fmt: skip
         if min_p_ptr is not None:
-            p = of_row(min_p_ptr, row, MIN_ROWS)
+            p = of_row(min_p_ptr, owner, MIN_ROWS)
             if p > 0.0:
                 bound = tl.log(tl.minimum(p, 1.0))
                 low, high = tl.full([], 0x7FFFFF, tl.int64), order_key(row_max.to(tl.float32))  # from −inf on

@@ -88,6 +88,18 @@ def sketched(op_name, y, key, rows):
         )
 
 
+def parameter(op, name, value, rows, device):
+    """A parameter () or (rows,) where kernels can read it; one value is filled in, not copied."""
+    if value is None:
+        return None
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != rows):
+        raise ValueError(f"{op}: {name} must have shape () or (rows,) = ({rows},), got {tuple(value.shape)}")
+    dtype = torch.float64 if value.is_floating_point() else torch.int64
+    if value.dim() == 0 and value.device != device:
+        return torch.full((), value.item(), dtype=dtype, device=device)
+    return value.to(device, dtype).contiguous()
+
+
 def unit_stride_matrix(x: Tensor) -> Tensor:
     """x as (rows, last dim) with unit stride along columns; any row stride will do, 0 included.
 

@@ -32,7 +32,7 @@ Matrix<T> peculiar(const Case& c) {
   fill(1, 0, c.vocab, NAN);
   fill(2, 0, c.vocab, -kInf);
   fill(3, 3, 4, kInf), fill(3, 7, 8, kInf);
-  fill(4, 5, 6, NAN);
+  fill(4, 5, 8, NAN);
   fill(5, 0, c.vocab, 0.25f);
   fill(6, 0, 1024, -kInf);
   fill(7, 0, c.vocab, -kInf), fill(7, 77, 78, 1.0f);
@@ -65,7 +65,7 @@ void run(const char* dtype, const Case& c) {
   std::mt19937 bits(5);
   for (int64_t& k : keys) k = static_cast<int64_t>(bits()) << 32 | bits();
   for (int64_t r = 0; r < c.rows; ++r) {
-    temperature[r] = r % 3 == 1 ? 0.0 : 0.4 + 0.2 * static_cast<double>(r);
+    temperature[r] = r % 3 == 2 ? 0.0 : 0.4 + 0.2 * static_cast<double>(r);
     top_k.push_back(1 + r * 7);
     if (c.mixed) chosen.insert(chosen.end(), {c.rows - 1 - r, r / 2});
   }
@@ -196,6 +196,9 @@ int main() {
   run<float>("float", {"misaligned", 10, 1030, 1, 1, false, false, kOwn});
   run<bfloat16_t>("bfloat16", {"one token", 4, 1, 0, 2, true, true, 1.0});
   run<bfloat16_t>("bfloat16", {"top_k", 9, 1100, 4, 1, true, false, 1.0, 50});
+  // Row 4 has 1097 numbers: the 1098th token in the order of the filters is a NaN, which cuts
+  // nothing.
+  run<float>("float", {"top_k among NaN", 5, 1100, 0, 1, false, true, 1.0, 1098});
   run<float>("float", {"top_p", 10, 1100, 0, 1, false, true, 0.7, kAll, 0.9});
   run<half_t>("half", {"min_p", 5, 1100, 0, 2, true, false, 1.0, kAll, 1.0, 0.05});
   run<float>("float", {"top_p 0, min_p 1", 9, 300, 0, 2, false, false, 1.0, kAll, 0.0, 1.0});

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._backends import call
 from .reference import streams
 
 
@@ -44,7 +45,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         data = torch.full((), _signed(data), dtype=torch.int64, device=key.device)
     if data.dtype != torch.int64:
         raise TypeError(f"fold_in: data must be int64, got {data.dtype}")
-    return streams.fold_in(key, data)
+    return _fold(key, data)
 
 
 def split(key: Tensor, n: int) -> Tensor:
@@ -52,7 +53,7 @@ def split(key: Tensor, n: int) -> Tensor:
     _key("split", key)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"split: n must be a positive int, got {n}")
-    return streams.fold_in(key.unsqueeze(-1), torch.arange(n, device=key.device))
+    return _fold(key.unsqueeze(-1), torch.arange(n, device=key.device))
 
 
 def effective_p(p: float | Tensor) -> float | Tensor:
@@ -74,6 +75,11 @@ def check(op: str, key: object, generator: object, rows: int, device: torch.devi
         raise ValueError(f"{op}: generator must be None when key is given, got both")
     if key is not None:
         _checks.key_tensor(op, key, rows, device)
+
+
+def _fold(key: Tensor, data: Tensor) -> Tensor:
+    key, data = torch.broadcast_tensors(key, data)
+    return call("random_words", key, data, torch.zeros_like(data), streams.domain_word(0, 128))[0]
 
 
 def _key(op: str, key: object) -> None:

@@ -54,15 +54,19 @@ struct AcceptRequest {
 
   RowDraws<T> open_target(int64_t j) {
     RowDraws<T> p = target(j);
-    if (p.adopt(saved_target(j))) return p;
-    const TileStats<Z>* known = a.stats ? a.stats_of(b, j) : nullptr;
     const int64_t top_k = a.top_k.at(b, a.target.vocab);
     const double top_p = a.top_p.at(b, 1.0), min_p = a.min_p.at(b, 0.0);
-    measure(p, known);
+    const bool filtered = top_k < a.target.vocab || top_p < 1.0 || min_p > 0.0;
+    const bool races = a.mode == cpu::AcceptMode::kMatch && !greedy() && !a.racers;
+    // The race first: its arithmetic covers the read from memory, that of the statistics does not.
+    if (races && !filtered) p.race(coins_at(j), 1);
+    if (p.adopt(saved_target(j))) return p;
+    measure(p, a.stats ? a.stats_of(b, j) : nullptr);
     flag(p);
-    if (p.finite() && (top_k < a.target.vocab || top_p < 1.0 || min_p > 0.0)) {
+    if (p.finite() && filtered) {
       p.cut(top_k, top_p, min_p);
       measure(p, nullptr);
+      if (races) p.race(coins_at(j), 1);
     }
     return p;
   }
@@ -152,7 +156,7 @@ struct AcceptRequest {
     const int64_t x = j < drafts ? drafted(j) : -1;
     if (p.max == static_cast<Z>(-INFINITY)) return {0, false};
     if (greedy() || !p.finite()) return matched(p.first_maximum(), x);
-    if (a.mode == cpu::AcceptMode::kMatch) return matched(race(p, j), x);
+    if (a.mode == cpu::AcceptMode::kMatch) return matched(winner(j), x);
     if (x < 0) return {draw(p), false};
     if (a.mode == cpu::AcceptMode::kTypical) {
       if (is_typical(p, x)) return {x, true};
@@ -163,11 +167,9 @@ struct AcceptRequest {
 
   static Choice matched(int64_t token, int64_t x) { return {token, token == x}; }
 
-  int64_t race(RowDraws<T>& p, int64_t j) {
-    if (!a.racers) {
-      p.race(coins_at(j), 1);
-      return scratch.target.racers[0].token;
-    }
+  // Who won the race at place j, which has been run.
+  int64_t winner(int64_t j) const {
+    if (!a.racers) return scratch.target.racers[0].token;
     const cpu::Racer *racers = a.racers_of(b, j), *best = racers;
     for (int64_t s = 1; s < a.spans(); ++s)
       if (racers[s].score > best->score) best = racers + s;

@@ -10,6 +10,12 @@ struct Tile {
   const Z* z;
   int n;          // multiple of kPad
   int64_t first;  // token of z[0]
+  // Where the raw logits after these lie, and bytes each: what a look at this tile may fetch
+  // meanwhile. Fetching never faults, so the end of a row, or of the memory, is no case of its own.
+  uintptr_t next;
+  int size;
+
+  void prefetch(int c) const { __builtin_prefetch(reinterpret_cast<void*>(next + c * size)); }
 };
 
 template <class T>
@@ -39,9 +45,10 @@ struct LogitReader {
     const int padded = (n + kPad - 1) / kPad * kPad;
     const bool cuts = cut.value > static_cast<Z>(-INFINITY);
     const bool here = first <= banned && banned < first + n;
+    const uintptr_t next = reinterpret_cast<uintptr_t>(logits) + (first + kTile) * sizeof(T);
     if constexpr (std::is_same_v<T, Z>) {
       const bool plain = !uncond && !bitmask && !cuts && !rows.token && rows.num_exclude == 0;
-      if (plain && n == padded && !here) return {logits + first, n, first};
+      if (plain && n == padded && !here) return {logits + first, n, first, next, sizeof(T)};
     }
     if (rows.token)
       gather(first, n, buffer);
@@ -60,10 +67,13 @@ struct LogitReader {
     }
     if (cuts) {
       for (int c = 0; c < n; ++c)
-        buffer[c] = cut.keeps(buffer[c], first + c) ? buffer[c] : static_cast<Z>(-INFINITY);
+        buffer[c] = buffer[c] >= cut.value ? buffer[c] : static_cast<Z>(-INFINITY);
+      const int64_t ties = cut.last + 1 - first;  // which are kept before this place
+      for (int64_t c = ties > 0 ? ties : 0; c < n; ++c)
+        buffer[c] = buffer[c] == cut.value ? static_cast<Z>(-INFINITY) : buffer[c];
     }
     if (here) buffer[banned - first] = static_cast<Z>(-INFINITY);
-    return {buffer, padded, first};
+    return {buffer, padded, first, next, sizeof(T)};
   }
 
  private:

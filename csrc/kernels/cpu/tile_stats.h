@@ -80,6 +80,7 @@ inline TileStats<float> tile_stats(const Tile<float>& tile, double inverse, doub
     for (int c = 0; c < tile.n; c += kAccumulators * kF32) {
 #pragma GCC unroll 4
       for (int a = 0; a < kAccumulators; ++a) {
+        tile.prefetch(c + a * kF32);
         const F32 x = mul(sub(load(tile.z + c + a * kF32), max), scale), e = exp2(x);
         sum[a] = add(sum[a], e);
         if (kDot) dot[a] = fma(e, larger(broadcast(-125.0f), x), dot[a]);

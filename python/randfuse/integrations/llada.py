@@ -44,15 +44,17 @@ def generate(
     confidence_eos_eot_inf: bool = False,
     *,
     threshold: float | None = None,
+    factor: float | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """LLaDA's `generate` (B prompts of one length, padded on the left); `threshold` is Fast-dLLM's parallel decoding.
+    """LLaDA's `generate` (B prompts of one length, padded on the left), with Fast-dLLM's parallel decoding.
 
     Args:
         model: x, attention_mask -> an object with logits (B, L, V).
         prompt: int64 (B, P).
-        threshold: decode all of a block that reach this probability, as many steps as it takes; None follows `steps`.
+        threshold: decode all of a block that reach this probability, as many steps as it takes.
+        factor: the same with Fast-dLLM's factor rule. Without either, `steps` says how many are decoded in each.
         key, generator: as everywhere; the other arguments are LLaDA's.
 
     Returns:
@@ -88,7 +90,7 @@ def generate(
         block_length=block_length,
         temperature=temperature,
         exclude=special[:1] if logits_eos_inf else None,
-        options={"threshold": threshold, "defer": special if confidence_eos_eot_inf else None},
+        options={"threshold": threshold, "factor": factor, "defer": special if confidence_eos_eot_inf else None},
         key=key,
         generator=generator,
     )

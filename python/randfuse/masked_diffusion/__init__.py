@@ -3,6 +3,10 @@
 Tokens are int64 (B, L) with a [MASK] id; a model maps them to logits (B, L, V). Which positions change is decided
 before what they become, so a step samples the rows it changes and no others. Every sequence has a key of its own: what
 it gives does not depend on its batch. Random words: domains 12 to 15 of docs/streams.md.
+
+`torch.compile` makes one graph of a step whose t, s and step are tensors, and compiles it once for all steps. What
+samples only the rows that change wants `torch._dynamo.config.capture_dynamic_output_shape_ops = True`, or the graph
+breaks where these rows are counted.
 """
 
 from .ancestral import ancestral_step, reveal

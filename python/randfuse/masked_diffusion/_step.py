@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import keys
 from ..ops.categorical_sample import categorical_sample
-from ..reference import streams
 from . import _words
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Step:
 
     def draw(self, logits: Logits, rows: Tensor, sampling: Sampling, num_samples: int | None = None) -> Tensor:
         """Tokens of rows (R,) of the flattened positions, (R,) or (R, M)."""
-        if rows.numel() == 0:  # nothing to ask a model for
+        if none_of(rows):  # nothing to ask a model for
             return rows.new_empty(rows.shape if num_samples is None else (0, num_samples))
         x, arguments = self.arguments(logits, rows, sampling)
         return categorical_sample(x, num_samples=num_samples, **arguments)
@@ -94,7 +93,7 @@ class Step:
         """Logits (R, V) where a function gives them, else all of them and `rows`; the tokens are the same."""
         batch, length = self.tokens.shape
         sequence, position = rows // length, rows % length
-        key = streams.fold_in(self.keys[sequence], (self.step.expand(batch)[sequence] << 32) | position)
+        key = keys.fold_in(self.keys[sequence], (self.step.expand(batch)[sequence] << 32) | position)
         arguments: dict[str, Any] = dict(sampling)
         if callable(logits):
             x = _matrix(self.op, "logits", logits(rows), (rows.numel(),))
@@ -121,6 +120,11 @@ class Step:
         return mask if more is None else torch.cat([mask, more])
 
 
+def none_of(rows: Tensor) -> bool:
+    """Whether there is nothing to do. A compiled graph has no size to look at, and does it for no rows."""
+    return not torch.compiler.is_compiling() and rows.numel() == 0
+
+
 def logit_of(x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
     """The logits of ids (R,) in rows, out of (R, V) or of all (B, L, V), as float32 or wider."""
     place = torch.arange(rows.numel(), device=rows.device) if x.dim() == 2 else rows
@@ -134,7 +138,7 @@ def sequence_keys(op: str, key: Tensor | None, generator: torch.Generator | None
     keys.check(op, key, generator, batch, tokens.device)
     key = keys.resolve(key, generator, tokens.device)
     if key.dim() == 0:
-        return streams.fold_in(key.unsqueeze(0), torch.arange(batch, device=key.device))
+        return keys.fold_in(key, torch.arange(batch, device=key.device))
     if key.shape[0] != batch:
         raise ValueError(f"{op}: key must have shape () or (B,) = ({batch},), got {tuple(key.shape)}")
     return key

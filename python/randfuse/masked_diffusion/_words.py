@@ -5,23 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference import streams
+from ..ops.random_words import random_words
+from ..reference.streams import domain_word
 
 UNMASK, REMASK, NOISE, CLOCK = 12, 13, 14, 15
+_HIGHEST = -(2**63)
 
 
 def words(keys: Tensor, op: int, step: Tensor, count: int) -> Tensor:
     """64-bit words (B, count) of positions 0, 1, … at a step; keys (B,), step () or (B,)."""
-    sample = step.expand(keys.shape).unsqueeze(-1)
-    return streams.long_lanes(keys.unsqueeze(-1), sample, 0, count, op=op, width=64)
+    number = torch.arange((count + 1) // 2, device=keys.device)
+    pair = blocks(keys.unsqueeze(-1), op, step.expand(keys.shape).unsqueeze(-1), number)
+    return torch.stack(pair, -1).flatten(-2)[..., :count]
+
+
+def blocks(keys: Tensor, op: int, step: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """The two 64-bit words of blocks `number`: position 2·number and the one after it."""
+    return random_words(keys, number, step, domain_word(op, 64))
 
 
 def coin(word: Tensor, p: Tensor) -> Tensor:
     """word < p·2^64 as unsigned numbers, exact for p down to 2^-64; p is float64, 1 is always and 0 never."""
+    # Signed comparisons order unsigned numbers whose highest bit is flipped; p·2^64 − 2^63 has it flipped already.
     upper = p >= 0.5
     limit = (torch.where(upper, p - 0.5, p) * 2.0**64).clamp(0, 2.0**63 - 1024).ceil().long()
-    below = (word & 0x7FFFFFFFFFFFFFFF) < limit
-    return torch.where(upper, (word >= 0) | below, (word >= 0) & below) | (p >= 1)
+    return ((word ^ _HIGHEST) < torch.where(upper, limit, limit ^ _HIGHEST)) | (p >= 1)
 
 
 def index_below(word: Tensor, n: Tensor) -> Tensor:

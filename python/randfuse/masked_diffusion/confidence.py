@@ -25,6 +25,7 @@ def confidence_step(
     mask_id: int,
     count: int | Tensor | None = None,
     threshold: float | None = None,
+    factor: float | None = None,
     entropy_budget: float | None = None,
     by: Score = "probability",
     noise: float = 0.0,
@@ -39,13 +40,14 @@ def confidence_step(
 ) -> Tensor:
     """Draw a token for every masked position and decode the positions that the model is surest of.
 
-    Which ones: the `count` surest; or all that reach `threshold`; or the surest as long as the entropies of those
-    before sum to at most `entropy_budget`. Always at least one of each sequence that has a masked position, never one
-    that is decoded; equal scores go to the lowest position. Ranks are those of log-odds, which tell 1 − 1e-12 from
-    1 − 1e-11; probabilities saturate, and ranking them decodes from left to right.
+    Which ones: the `count` surest; or all that reach `threshold`; or the n surest while (n + 1)(1 − p) of the n-th is
+    at most `factor`; or the surest as long as the entropies of those before sum to at most `entropy_budget`. Always at
+    least one of each sequence that has a masked position, never one that is decoded; equal scores go to the lowest
+    position. Ranks are those of log-odds, which tell 1 − 1e-12 from 1 − 1e-11; probabilities saturate, and ranking them
+    decodes from left to right.
 
     * LLaDA low_confidence and random: `count` from `transfer_counts`, `by="probability"` or "random".
-    * Fast-dLLM: `threshold=0.9`.
+    * Fast-dLLM: `threshold=0.9`, or `factor=1.0`.
     * Dream maskgit_plus, topk_margin, entropy: `by="probability"`, "margin", "entropy", `tempered=True`,
       `noise=alg_temp`.
     * MaskGIT: `count` from `maskgit_count`, `tempered=True`, `noise=τ(1 − r)`, `noise_on="logprob"`.
@@ -56,6 +58,7 @@ def confidence_step(
             window needs their logits; on a GPU the whole batch is drawn, since counting would wait for the device.
         count: how many a sequence, an int or int64 (B,); less than 1 counts as 1, more than there are as all.
         threshold: least probability of the token drawn; for "margin" least p₁ − p₂, for "entropy" largest entropy.
+        factor: of Fast-dLLM's bound on how far n independent draws are from a joint one; for "probability".
         entropy_budget: nats.
         by: p of the token drawn; p₁ − p₂ of the two likeliest; minus the entropy; or a random word.
         noise: scale of Gumbel noise added to p, p₁ − p₂ or −entropy; with Dream's alg_temp this is sampling without
@@ -75,12 +78,14 @@ def confidence_step(
     """
     op = "confidence_step"
     state = Step(op, tokens, mask_id, step, window, key, generator)
-    if sum(rule is not None for rule in (count, threshold, entropy_budget)) != 1:
-        raise ValueError(f"{op}: exactly one of count, threshold and entropy_budget must be given")
+    if sum(rule is not None for rule in (count, threshold, factor, entropy_budget)) != 1:
+        raise ValueError(f"{op}: exactly one of count, threshold, factor and entropy_budget must be given")
     if by not in get_args(Score):
         raise ValueError(f"{op}: by must be one of {', '.join(get_args(Score))}, got {by!r}")
     if threshold is not None and (by == "random" or noise):
         raise ValueError(f"{op}: threshold must be used with a score of the model and without noise")
+    if factor is not None and not (factor > 0 and by == "probability" and not noise):
+        raise ValueError(f"{op}: factor must be positive, used with by='probability' and without noise, got {factor}")
     rows = _rows(state)
     if rows.numel() == 0:
         return tokens.clone()
@@ -100,6 +105,8 @@ def confidence_step(
         chosen = rank < at_least_one(op, count, tokens)
     elif threshold is not None:
         chosen = (score >= _least_score(op, by, threshold)) | (rank == 0)
+    elif factor is not None:  # p ≥ 1 − factor / (n + 1) as log-odds, n = rank + 1
+        chosen = (score >= ((rank.double() + 2) / factor - 1).clamp(min=0).log()) | (rank == 0)
     elif entropy_budget is not None:
         spent = entropy.where(state.masked, 0.0).gather(1, order).cumsum(1)
         before = torch.cat([torch.zeros_like(spent[:, :1]), spent[:, :-1]], 1)
@@ -155,8 +162,9 @@ def at_least_one(op: str, count: int | Tensor, tokens: Tensor) -> Tensor:
 
 
 def _rows(state: Step) -> Tensor:
-    """What is drawn: on a CPU the masked rows, which are known for nothing; a GPU would have to be waited for."""
-    if state.tokens.device.type == "cpu":
+    """What is drawn: on a CPU the masked rows, which are known for nothing; a GPU would have to be waited for, and a
+    compiled graph has no place for a size that is not known."""
+    if state.tokens.device.type == "cpu" and not torch.compiler.is_compiling():
         return state.masked.flatten().nonzero().squeeze(-1)
     return torch.arange(state.tokens.numel(), device=state.tokens.device)
 

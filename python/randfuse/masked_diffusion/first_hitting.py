@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import streams
 from . import _words
 from ._step import Logits, Sampling, Step
 from .schedules import LINEAR, Schedule
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FirstHit(NamedTuple):
-    """Where the next decoded position of each sequence is, (B, L) bool with at most one True a row, and when."""
+    """Where the next decoded positions of each sequence are, (B, L) bool with at most `hits` True a row, and when."""
 
     where: Tensor
     clock: Tensor
@@ -34,30 +33,34 @@ def first_hit(
     tokens: Tensor,
     clock: Tensor,
     *,
+    hits: int = 1,
     mask_id: int,
     step: int = 0,
     window: Tensor | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> FirstHit:
-    """The next event of each sequence, before a model is asked; arguments as in `first_hitting_step`.
+    """The next `hits` events of each sequence, before a model is asked; arguments as in `first_hitting_step`.
 
     Of n masked positions, each still masked at a lower level m′ with probability m′/m, the first to be decoded is
     hit at m·u^(1/n), and it is any of them: log m − E/n with E ~ Exp(1). `schedule.time(clock.exp())` is its time.
     """
-    return _hit(Step("first_hit", tokens, mask_id, step, window, key, generator), clock, step)
+    return _hit(Step("first_hit", tokens, mask_id, step, window, key, generator), clock, step, hits)
 
 
-def _hit(state: Step, clock: Tensor, event: int) -> FirstHit:
+def _hit(state: Step, clock: Tensor, event: int, hits: int) -> FirstHit:
     if clock.dtype != torch.float64 or clock.shape != state.keys.shape:
         raise ValueError(f"{state.op}: clock must be float64 (B,), got {clock.dtype} {tuple(clock.shape)}")
-    rows = torch.zeros_like(state.keys)
-    r0, r1, r2, r3 = streams.block(state.keys, rows, event, op=_words.CLOCK, width=64, sample=0)
-    n = state.masked.sum(-1)
-    chosen = _words.index_below(r2 | r3 << 32, n)
-    where = state.masked & (state.masked.cumsum(-1) == chosen.unsqueeze(-1) + 1)
-    later = clock - _words.exponential(r0 | r1 << 32) / n.clamp(min=1)
-    return FirstHit(where, torch.where(n > 0, later, clock))
+    if isinstance(hits, bool) or not isinstance(hits, int) or hits < 1:
+        raise ValueError(f"{state.op}: hits must be a positive int, got {hits!r}")
+    events = torch.arange(event, event + hits, device=clock.device)
+    times, places = _words.blocks(state.keys, _words.CLOCK, events[:1] * 0, events.unsqueeze(-1))  # (hits, B)
+    left = state.masked
+    for time, place in zip(_words.exponential(times), places, strict=True):
+        n = left.sum(-1)
+        left = left & (left.cumsum(-1) != _words.index_below(place, n).unsqueeze(-1) + 1)
+        clock = torch.where(n > 0, clock - time / n.clamp(min=1), clock)
+    return FirstHit(state.masked & ~left, clock)
 
 
 def first_hitting_step(
@@ -65,6 +68,7 @@ def first_hitting_step(
     tokens: Tensor,
     clock: Tensor,
     *,
+    hits: int = 1,
     mask_id: int,
     step: int = 0,
     window: Tensor | None = None,
@@ -82,8 +86,10 @@ def first_hitting_step(
         tokens: int64 (B, L).
         clock: float64 (B,), log(1 − α) of where each sequence is: zeros to begin with, or log m(1) of a schedule that
             does not begin fully masked. In logarithms, since differences vanish at the end of long texts.
+        hits: decode so many positions at once, at the time of the last. More than one is an approximation, as large
+            steps of ancestral sampling are: what is decoded together is independent. Positions and times are exact.
         mask_id, window, key, sampling: as in `ancestral_step`.
-        step: number of the event.
+        step: number of the (first) event; the next step has number step + hits.
 
     Zheng et al., "Masked Diffusion Models are Secretly Time-Agnostic Masked Models…", 2024 (arXiv 2409.02908).
 
@@ -94,7 +100,7 @@ def first_hitting_step(
     True
     """
     state = Step("first_hitting_step", tokens, mask_id, step, window, key, generator)
-    hit = _hit(state, clock, step)
+    hit = _hit(state, clock, step, hits)
     return FirstHitting(state.reveal(logits, hit.where, sampling), hit.clock)
 
 

@@ -65,8 +65,9 @@ def generate(
         schedule: level of noise over time.
         block_length: decode semi-autoregressively, so many masked positions of each sequence at a time; None is all.
         window: bool (B, L), which masked positions are decoded.
-        options: of the method's step: eta, t_on, t_off, alpha_on; threshold, entropy_budget, noise, noise_on, tempered;
-            vocab for "uniform". For "maskgit" noise is the choice temperature, which falls to 0.
+        options: of the method's step: eta, t_on, t_off, alpha_on; threshold, factor, entropy_budget, noise, noise_on,
+            tempered; hits for "first_hitting"; vocab for "uniform". For "maskgit" noise is the choice temperature,
+            which falls to 0.
         progress: show a bar; needs tqdm.
         callback: called with the number of the step and the tokens after each that changes something; tokens that it
             returns take their place.
@@ -167,10 +168,14 @@ class Loop:
 
     def _first_hitting(self) -> Iterator[Tensor]:
         clock = self.schedule.level(torch.ones_like(self.keys, dtype=torch.float64)).log()
-        for _ in range(int(self.window.sum(1).max())):
-            hit = first_hit(self.tokens, clock, mask_id=self.mask_id, step=self.step, window=self.window, key=self.keys)
+        hits = self.options.get("hits", 1)
+        for _ in range(-(-int(self.window.sum(1).max()) // hits)):
+            hit = first_hit(
+                self.tokens, clock, hits=hits, mask_id=self.mask_id, step=self.step, window=self.window, key=self.keys
+            )
             clock = hit.clock
             yield self._reveal(hit.where, self.schedule.time(clock.exp()))
+            self.step += hits - 1  # the events that this step was made of
 
     def _remask(self, variant: Variant, times: list[float]) -> Iterator[Tensor]:
         t, confidence, steps = 1.0, None, len(times) - 1
@@ -200,7 +205,7 @@ class Loop:
     def _ranked(self, method: str, steps: int) -> Iterator[Tensor]:
         options = dict(self.options)
         left = initial = ((self.tokens == self.mask_id) & self.window).sum(1)
-        as_needed = options.get("threshold") is not None or options.get("entropy_budget") is not None
+        as_needed = any(options.get(rule) is not None for rule in ("threshold", "factor", "entropy_budget"))
         noise = options.pop("noise", 0.0)
         shares = transfer_counts(initial, steps)
         for k in range(int(initial.max()) if as_needed else min(steps, int(initial.max()))):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.categorical_sample import categorical_sample_with_stats
-from ._step import Logits, Sampling, Step
+from ._step import Logits, Sampling, Step, none_of
 from ._words import REMASK, UNMASK
 from .ancestral import unmask_probability
 from .schedules import LINEAR, Schedule, level_at, time_of
@@ -98,7 +98,7 @@ def remask_step(
     if variant != "conf":
         return Remasked(state.reveal(logits, shown, sampling).masked_fill(again, mask_id), None)
     rows = shown.flatten().nonzero().squeeze(-1)
-    if rows.numel():
+    if not none_of(rows):
         x, arguments = state.arguments(logits, rows, sampling)
         facts = categorical_sample_with_stats(x, **arguments)
         tokens = state.put(rows, facts.tokens)

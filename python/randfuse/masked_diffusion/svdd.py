@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import streams
+from ..keys import fold_in
 from . import _words
 from ._step import Logits, Sampling, Step
 from .ancestral import unmask_probability
@@ -66,7 +66,7 @@ def _candidates(
     p, length = unmask_probability(m_t, m_s), tokens.shape[1]
     changed = []
     for m in range(count):
-        own = keys if m == 0 else streams.fold_in(keys, torch.full_like(keys, m))
+        own = keys if m == 0 else fold_in(keys, m)
         changed.append(state.masked & _words.coin(_words.words(own, _words.UNMASK, state.step, length), p))
     where = torch.stack(changed)
     rows = where.any(0).flatten().nonzero().squeeze(-1)

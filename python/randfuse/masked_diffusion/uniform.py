@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.categorical_sample import categorical_sample_with_stats
 from . import _words
-from ._step import Logits, Step, logit_of
+from ._step import Logits, Step, logit_of, none_of
 from .schedules import LINEAR, Schedule, level_at, time_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def uniform_step(
     word = state.words(_words.UNMASK)
     bound = torch.where(m_t > 0, (drawn + noise) / m_t, 0.0).clamp(max=1)
     rows = (state.window & _words.coin(word, bound)).flatten().nonzero().squeeze(-1)
-    if rows.numel() == 0:
+    if none_of(rows):
         return tokens.clone()
     x, arguments = state.arguments(logits, rows, {"temperature": temperature, "method": method})
     facts = categorical_sample_with_stats(x, **arguments)

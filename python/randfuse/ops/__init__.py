@@ -1,6 +1,7 @@
 """Public functions, one op a file: docstring, validation, key handling, derivative and batching rule."""
 
-from . import dense_sketch, distinct_rows, sparse_sketch  # noqa: F401  randfuse.sketch makes operators of them
+# Not public: randfuse.sketch, randfuse.keys and randfuse.masked_diffusion are made of them.
+from . import dense_sketch, distinct_rows, random_words, sparse_sketch  # noqa: F401
 from .categorical_sample import categorical_race, categorical_sample, categorical_sample_with_stats
 from .dropconnect_linear import dropconnect, dropconnect_linear
 from .dropout import dropout, dropout_mask

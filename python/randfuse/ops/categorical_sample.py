@@ -102,7 +102,7 @@ def categorical_sample(
     >>> bool((categorical_sample(logits, top_k=1, num_samples=4, key=k) == torch.tensor([[1], [0]])).all())
     True
     """
-    args = _arguments(
+    args = arguments(
         "categorical_sample", logits, temperature, num_samples, top_k, top_p, min_p, exclude, bitmask, uncond_logits,
         cfg_scale, rows, method, key, generator, row_offset,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def categorical_sample_with_stats(
     >>> facts.entropy
     tensor([1.3863, 1.3863])
     """
-    args = _arguments(
+    args = arguments(
         "categorical_sample_with_stats", logits, temperature, num_samples, top_k, top_p, min_p, exclude, bitmask,
         uncond_logits, cfg_scale, rows, method, key, generator, row_offset,
     )  # fmt: skip
@@ -202,14 +202,14 @@ def categorical_race(
     True
     """
     op = "categorical_race"
-    args = _arguments(
+    args = arguments(
         op, logits, temperature, num_samples, None, None, None, exclude, bitmask, uncond_logits, cfg_scale, rows,
         "race", key, generator, row_offset, col_offset,
     )  # fmt: skip
     return RaceWinner(*call(op, *args[:3], *args[6:12], row_offset, col_offset))
 
 
-def _arguments(
+def arguments(
     op: str,
     logits: Tensor,
     temperature: Any,

@@ -9,14 +9,15 @@ read 2·N·V values more, 18 MB of bf16 for N = 64 and V = 126464. The product i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _checks, keys
-from .categorical_sample import RaceWinner, categorical_race, categorical_sample
+from .. import _checks
+from .._backends import call
+from .categorical_sample import RaceWinner, arguments
 
 CHUNK_BYTES = 2**24  # of float32 logits: in the L2 cache of a GPU, and on a CPU a small part of what W is
 
@@ -74,8 +75,6 @@ def linear_categorical_sample(
     if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         shapes = f"{tuple(weight.shape)} and {tuple(hidden.shape)}"
         raise ValueError(f"{op}: weight must have shape (V, D) for hidden (…, D), got {shapes}")
-    if method not in ("race", "cdf"):
-        raise ValueError(f"{op}: method must be 'race' or 'cdf', got {method!r}")
     vocab = weight.shape[0]
     if bias is not None:
         _checks.float_tensor(op, "bias", bias, like=hidden)
@@ -83,51 +82,57 @@ def linear_categorical_sample(
     if uncond_hidden is not None:
         _checks.float_tensor(op, "uncond_hidden", uncond_hidden, like=hidden)
         _checks.shape(op, "uncond_hidden", uncond_hidden, tuple(hidden.shape), "(…, D)")
+    logits = hidden.detach().new_empty(()).expand(*hidden.shape[:-1], vocab)  # all that checks look at: a shape
+    _, key, *per_row, exclude, bitmask, _, cfg_scale, _, _, _, _ = arguments(
+        op, logits, temperature, num_samples, top_k, top_p, min_p, exclude, bitmask, None, cfg_scale, None, method, key,
+        generator, row_offset,
+    )  # fmt: skip
     x = _checks.matrix(hidden.detach())
-    n = x.shape[0]
-    keys.check(op, key, generator, n, hidden.device)
-    key = keys.resolve(key, generator, hidden.device)
-    per_row = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    filtered = any(value is not None for value in (top_k, top_p, min_p))
-    by_vocab = method == "race" and not filtered
+    guide = None if uncond_hidden is None else _checks.matrix(uncond_hidden.detach())
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    n, by_vocab = x.shape[0], method == "race" and top_k is None and top_p is None and min_p is None
     shape = hidden.shape[:-1] if num_samples is None else (*hidden.shape[:-1], num_samples)
     out = torch.empty((n, *shape[hidden.dim() - 1 :]), dtype=torch.int64, device=hidden.device)
     least = 1024 if by_vocab else vocab
     for start, stop, own, offset in _row_blocks(n, max(CHUNK_BYTES // (4 * least), 1), key, row_offset):
-        arguments: dict[str, Any] = {name: _of_rows(value, start, stop, hidden) for name, value in per_row.items()}
-        arguments |= {"num_samples": num_samples, "exclude": exclude, "cfg_scale": cfg_scale}
-        arguments |= {"key": own, "row_offset": offset}
-        allowed = None if bitmask is None else bitmask[start:stop]
-        guide = None if uncond_hidden is None else _checks.matrix(uncond_hidden.detach())[start:stop]
+        part = slice(start, stop)
+        h, u, allowed = (None if m is None else m[part] for m in (x, guide, bitmask))
+        options = [value if value is None or value.dim() == 0 else value[part] for value in per_row]
+        assert h is not None
         if by_vocab:
-            out[start:stop] = _race(x[start:stop], weight.detach(), bias, guide, allowed, arguments)
+            out[part] = _race(h, u, weight, bias, own, options[0], exclude, allowed, cfg_scale, num_samples, offset)
             continue
-        logits, other = (None if h is None else F.linear(h, weight.detach(), bias) for h in (x[start:stop], guide))
-        assert logits is not None
-        out[start:stop] = categorical_sample(logits, bitmask=allowed, uncond_logits=other, method=method, **arguments)
+        rows, other = F.linear(h, weight, bias), None if u is None else F.linear(u, weight, bias)
+        out[part] = call("categorical_sample", rows, own, *options, exclude, allowed, other, cfg_scale, None,
+                         num_samples, method, offset)  # fmt: skip
     return out.reshape(shape)
 
 
 def _race(
     x: Tensor,
+    guide: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    guide: Tensor | None,
+    key: Tensor,
+    temperature: Tensor,
+    exclude: Tensor | None,
     bitmask: Tensor | None,
-    arguments: dict[str, Any],
+    cfg_scale: float,
+    num_samples: int | None,
+    row_offset: int,
 ) -> Tensor:
     """Winners over chunks of the vocabulary; the state is one (score, token) a draw."""
-    arguments = {name: value for name, value in arguments.items() if name not in ("top_k", "top_p", "min_p")}
     # 1024 divides a chunk: so do a Philox block's 4 tokens and a mask word's 32.
     width = max(CHUNK_BYTES // (4 * max(len(x), 1)) // 1024, 1) * 1024
     best: RaceWinner | None = None
     for start in range(0, weight.shape[0], width):
         part = slice(start, start + width)
-        more = None if bias is None else bias.detach()[part]
+        more = None if bias is None else bias[part]
         logits = F.linear(x, weight[part], more)
         other = None if guide is None else F.linear(guide, weight[part], more)
         words = None if bitmask is None else bitmask[:, start // 32 : start // 32 + (logits.shape[-1] + 31) // 32]
-        here = categorical_race(logits, uncond_logits=other, bitmask=words, col_offset=start, **arguments)
+        here = RaceWinner(*call("categorical_race", logits, key, temperature, exclude, words, other, cfg_scale, None,
+                                num_samples, row_offset, start))  # fmt: skip
         if best is None:
             best = here
             continue
@@ -151,13 +156,3 @@ def _row_blocks(n: int, size: int, key: Tensor, row_offset: int) -> Iterator[tup
     for g in range(key.shape[0]):
         for start in range(0, run, size):
             yield g * run + start, g * run + min(start + size, run), key[g], row_offset + start
-
-
-def _of_rows(value: Any, start: int, stop: int, hidden: Tensor) -> Any:
-    """A per-row option's part."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if value.shape != hidden.shape[:-1]:
-        want = f"() or {tuple(hidden.shape[:-1])}"
-        raise ValueError(f"linear_categorical_sample: a row's option must have shape {want}, got {tuple(value.shape)}")
-    return value.reshape(-1)[start:stop]

@@ -1,6 +1,6 @@
 """`speculative_accept`: which drafted tokens stand, and the token after them, from raw logits in one call.
 
-No CUDA or Triton kernel yet: on a GPU the reference runs.
+No CUDA kernel yet: on a GPU Triton's runs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def speculative_accept(
 
     Equivalent to: ``p, q = (t / temperature).softmax(-1), (d / temperature).softmax(-1)``, then, a request: accept
     x while ``u * q[j, x] < p[j, x]``; where that first fails draw from ``(p[j] - q[j]).clamp(min=0)``, after the last
-    draft from ``p[K]``. Here no softmax is stored, and no row after the stop is read.
+    draft from ``p[K]``. Here no softmax is stored, and on the CPU no row after the stop is read.
 
     Modes. All but "typical" leave the law of the target untouched.
 

@@ -23,6 +23,7 @@ from .multi_sample_cross_entropy import (
 )
 from .multi_sample_linear import multi_sample_linear, multi_sample_linear_dgrad, multi_sample_linear_wgrad
 from .multi_sample_scale import multi_sample_scale
+from .random_words import random_words
 from .sparse_sketch import csr_sketch, sparse_sketch, sparse_sketch_adjoint, sparse_sketch_entries
 from .speculative_accept import speculative_accept
 
@@ -63,6 +64,7 @@ FUNCTIONS: dict[str, Callable] = {
         dense_sketch_entries,
         distinct_rows,
         hadamard_transform,
+        random_words,
         sparse_sketch,
         sparse_sketch_adjoint,
         sparse_sketch_entries,
