@@ -70,6 +70,21 @@ def test_transform_is_the_product_with_components(make, dtype, density):
         assert abs(nonzeros / 6000 - density) < 0.02
 
 
+@pytest.mark.parametrize("density", ["auto", 0.001], ids=["every feature", "few features"])
+@pytest.mark.parametrize("layout", [np.asarray, scipy_sparse.csr_array], ids=["dense", "csr"])
+def test_a_projection_refuses_what_is_not_finite_wherever_it_is(layout, density):
+    x = np.random.default_rng(0).standard_normal((3, 50))
+    model = ours.SparseRandomProjection(20, density=density, random_state=0).fit(x)
+    model.transform(layout(x))
+    model.transform(layout(np.full_like(x, 1e308)))  # sums overflow, the data are finite
+    for value in (np.nan, np.inf, -np.inf):
+        for column in range(50):
+            bad = x.copy()
+            bad[1, column] = value
+            with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                model.transform(layout(bad))
+
+
 @pytest.mark.parametrize("make", PROJECTIONS)
 @pytest.mark.parametrize("density", [0.01, 0.3])
 def test_projection_keeps_squared_norms_in_the_mean(make, density):

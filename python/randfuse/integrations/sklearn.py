@@ -14,7 +14,7 @@ import scipy.sparse
 import torch
 from sklearn import random_projection
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from .. import keys, sketch
@@ -49,7 +49,18 @@ class _Implicit:
     def transform(self, X: Any) -> Any:
         """Project X (n_samples, n_features) -> (n_samples, n_components)."""
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False, dtype=[np.float64, np.float32])
+        X = validate_data(
+            self, X, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32], reset=False, ensure_all_finite=False
+        )
+        projected = self._project(X)
+        # What is not finite in X is so in the projection, which is sooner looked through, if no feature is left out.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = self.features_ is not None or not np.isfinite(projected.sum())
+        if suspect:
+            assert_all_finite(X, estimator_name=type(self).__name__, input_name="X")
+        return projected
+
+    def _project(self, X: Any) -> Any:
         if scipy.sparse.issparse(X) and not self.operator_.takes_csr:
             return X @ self.components_.T
         if self.features_ is not None:
