@@ -29,17 +29,20 @@ def eager(inputs: Inputs) -> Tensor:
     return tokens.scatter(1, stop.unsqueeze(-1), torch.multinomial(rest, 1))
 
 
+ACCEPT_SHAPES = {
+    "smoke": {"cpu": ((4, 4, 50257),), "cuda": ((16, 4, 50257),)},
+    "default": {"cpu": ((16, 4, 50257),), "cuda": ((1, 4, 151936), (64, 4, 151936), (256, 4, 151936))},
+    "full": {
+        "cpu": ((1, 4, 151936), (16, 4, 50257), (16, 7, 151936)),
+        "cuda": ((1, 4, 151936), (8, 4, 151936), (64, 4, 151936), (64, 7, 151936), (256, 4, 151936)),
+    },
+}
+
+
 class SpeculativeAccept(SamplerCase):
     op = "speculative_accept"
     letters = "requests,drafts,vocab"
-    shapes: ClassVar = {
-        "smoke": {"cpu": ((4, 4, 50257),), "cuda": ((16, 4, 50257),)},
-        "default": {"cpu": ((16, 4, 50257),), "cuda": ((1, 4, 151936), (64, 4, 151936), (256, 4, 151936))},
-        "full": {
-            "cpu": ((1, 4, 151936), (16, 4, 50257), (16, 7, 151936)),
-            "cuda": ((1, 4, 151936), (8, 4, 151936), (64, 4, 151936), (64, 7, 151936), (256, 4, 151936)),
-        },
-    }
+    shapes: ClassVar = ACCEPT_SHAPES
 
     def setup(self, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
         b, k, vocab = shape

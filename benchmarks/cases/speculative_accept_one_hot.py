@@ -14,6 +14,8 @@ import torch
 from randfuse.bench.case import Cost, Forward, Inputs, SamplerCase, Shape
 from torch import Tensor
 
+from .speculative_accept import ACCEPT_SHAPES
+
 TOP_K, TOP_P = 50, 0.95
 
 
@@ -50,14 +52,7 @@ def eager_top_p(inputs: Inputs) -> Tensor:
 class SpeculativeAcceptOneHot(SamplerCase):
     op = "speculative_accept_one_hot"
     letters = "requests,drafts,vocab"
-    shapes: ClassVar = {
-        "smoke": {"cpu": ((4, 4, 50257),), "cuda": ((16, 4, 50257),)},
-        "default": {"cpu": ((16, 4, 50257),), "cuda": ((1, 4, 151936), (64, 4, 151936), (256, 4, 151936))},
-        "full": {
-            "cpu": ((1, 4, 151936), (16, 4, 50257), (16, 7, 151936)),
-            "cuda": ((1, 4, 151936), (8, 4, 151936), (64, 7, 151936), (256, 4, 151936)),
-        },
-    }
+    shapes: ClassVar = ACCEPT_SHAPES
 
     def setup(self, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
         b, k, vocab = shape
