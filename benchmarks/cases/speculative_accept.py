@@ -7,6 +7,7 @@ logits, and the modes that look at the target alone, have a case of their own, s
 
 from __future__ import annotations
 
+import importlib.util
 from typing import ClassVar
 
 import randfuse
@@ -27,6 +28,14 @@ def eager(inputs: Inputs) -> Tensor:
     rest = torch.where(((stop < k) & (left.sum(-1) > 0)).unsqueeze(-1), left, rest)
     tokens = torch.cat([ids.where(stands.bool(), -1), torch.full_like(ids[:, :1], -1)], -1)
     return tokens.scatter(1, stop.unsqueeze(-1), torch.multinomial(rest, 1))
+
+
+def flashinfer(inputs: Inputs) -> Tensor:
+    """FlashInfer's kernel and the softmaxes that it asks for."""
+    from flashinfer.sampling import chain_speculative_sampling
+
+    q, p = inputs["draft"].float().softmax(-1), inputs["x"].float().softmax(-1)
+    return chain_speculative_sampling(q, inputs["ids"].int(), p)[0]
 
 
 ACCEPT_SHAPES = {
@@ -59,10 +68,13 @@ class SpeculativeAccept(SamplerCase):
         return randfuse.speculative_accept(inputs["x"], inputs["ids"], inputs["draft"], key=key).tokens
 
     def baselines(self) -> dict[str, Forward]:
-        return {
+        found: dict[str, Forward] = {
             "eager": eager,
             "block": lambda i: randfuse.speculative_accept(i["x"], i["ids"], i["draft"], mode="block").tokens,
         }
+        if torch.cuda.is_available() and importlib.util.find_spec("flashinfer") is not None:
+            found["flashinfer"] = flashinfer
+        return found
 
     def floor(self, inputs: Inputs) -> Tensor:
         """One softmax over the same rows."""

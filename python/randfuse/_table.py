@@ -35,7 +35,6 @@ NO_CUDA = frozenset(
         "mixout",
         "mixout_linear",
         "random_words",
-        "speculative_accept",  # not yet
     }
 )
 

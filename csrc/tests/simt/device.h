@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "cuda_runtime_api.h"
 #include "executor.h"
@@ -21,7 +22,6 @@
 
 using std::max, std::min;
 #define RF_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
-
 inline void __syncthreads(RF_SITE) { simt::block_barrier(file, line); }
 inline void __syncwarp(unsigned = ~0u, RF_SITE) { simt::warp_exchange(nullptr, 0, file, line); }
 inline uint32_t __shfl_xor_sync(unsigned, uint32_t v, int flip, int = 32, RF_SITE) {
@@ -39,10 +39,13 @@ inline uint32_t __ballot_sync(unsigned, bool predicate, RF_SITE) {
 }
 template <class T>
 T atomicAdd(T* p, T v) {  // fibers switch only at collectives
-  const T old = *p;
-  *p += v;
-  return old;
+  return std::exchange(*p, *p + v);
 }
+template <class T>
+T atomicMax(T* p, T v) {
+  return std::exchange(*p, std::max(*p, v));
+}
+inline void __threadfence() {}
 
 namespace randfuse::cuda {
 
@@ -54,7 +57,6 @@ template <int kPending>
 void cp_async_wait() {
   simt::async_wait(kPending);
 }
-
 inline void store_words(void* to, const Words& v) { *static_cast<Words*>(to) = v; }
 inline int64_t load_constant(const int64_t* p) { return *p; }
 inline float exp2_approx(float x) { return std::exp2(x); }
