@@ -17,9 +17,11 @@ struct Case {
   bool rows = true;  // of the draft
   double temperature = 0.8;
   bool peculiar = false;            // rows that are not finite, ids that are none
-  bool mixed = false;               // temperature, filters and a mask of their own, positions, keys
+  bool mixed = false;               // temperature, min_p and a mask of their own, positions, keys
   bool ragged = false;              // packed rows
   bool saved = false, map = false;  // log-sum-exps, some of them no numbers; columns of a draft
+  bool cuts =
+      false;  // mixed with top_k and top_p, whose histograms take the executor a second a row
 };
 
 // Inputs of both implementations, and what one of them found.
@@ -62,8 +64,8 @@ struct Step {
       positions.push_back(static_cast<int64_t>(bits()) << 20);
       counts.push_back(bits() % (c.drafts + 1));
       cu.push_back(cu.back() + (b == 1 ? 0 : counts.back() + 1));
-      top_k.push_back(1 + bits() % 60);
-      top_p.push_back(unit(bits));
+      top_k.push_back(c.cuts ? 1 + bits() % 60 : c.vocab);
+      top_p.push_back(c.cuts ? unit(bits) : 1.0);
       min_p.push_back(0.05 * unit(bits));
     }
     for (int64_t i = 0; i < target.rows * words; ++i)
@@ -285,6 +287,9 @@ int main() {
     c.map = true;
     run<float>("float", c);
   }
+  Case cuts{"cuts", 4, 1, 1100, Mode::kToken, true, 1.0, false, true};
+  cuts.cuts = true;
+  run<float>("float", cuts);
   for (const bool tile : {false, true}) {
     for (const Mode mode : {Mode::kToken, Mode::kBlock, Mode::kTypical}) run_edge(mode, true, tile);
     run_edge(Mode::kToken, false, tile);
