@@ -94,6 +94,7 @@ RF_DEVICE Place first_place(int count, const Weight& weight, const Passes& passe
   double own = 0.0;
   for (int t = begin; t < end; ++t) own += weight(t);
   double total = 0.0, start = 0.0;
+#pragma unroll 4
   for (int l = 0; l < 32; ++l) {
     if (l == lane) start = total;
     total += shuffle(own, l);

@@ -71,7 +71,7 @@ RF_DEVICE void read_tile(const AcceptRequest<T>& request, const AcceptRow<T>& ro
 }
 
 template <class T, Read kRead>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kRead == Read::kRace ? 1 : 2)
     accept_stats_kernel(const AcceptArgs<T> a, const AcceptWorkspace<T> w, int sides, bool again) {
   RF_SHARED(uint32_t, word, 0, 1);
   const AcceptChunk<T> chunk(a, sides);

@@ -22,6 +22,7 @@
 
 using std::max, std::min;
 #define RF_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
 inline void __syncthreads(RF_SITE) { simt::block_barrier(file, line); }
 inline void __syncwarp(unsigned = ~0u, RF_SITE) { simt::warp_exchange(nullptr, 0, file, line); }
 inline uint32_t __shfl_xor_sync(unsigned, uint32_t v, int flip, int = 32, RF_SITE) {
@@ -91,10 +92,7 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   }
 }
 
-inline cudaError_t multiprocessor_count(int* count) {
-  *count = simt::multiprocessors;
-  return cudaSuccess;
-}
+inline cudaError_t multiprocessor_count(int* n) { return *n = simt::multiprocessors, cudaSuccess; }
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, size_t shared_bytes,
