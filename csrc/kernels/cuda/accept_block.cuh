@@ -18,7 +18,7 @@ struct AcceptBlock {
 
   // False if a row is not finite: then the request is taken place by place.
   RF_DEVICE bool run() {
-    for (int64_t j = 0; j < last; ++j) team.measure_missing(j, false);
+    for (int64_t j = 0; j <= last; ++j) team.measure_missing(j);
     __syncthreads();
 #pragma unroll 1
     for (int exact = 0; exact < 2; ++exact) {
@@ -70,35 +70,42 @@ struct AcceptBlock {
     const double error = exact ? 0.0 : 8.0 * static_cast<double>(last + 1) * kSumError;
     const double over = request.coin(last - 1) - places[last].w;
     if (fabs(over) < error) return false;
-    if (over < 0.0) {
-      team.measure_missing(last, false);
-      team.open(last);
-      const LawRow<T>& p = team.memory.p;
-      const int64_t token = p.finite() ? team.draw(last, -1) : p.first_maximum();
-      team.stop(last, token, status | p.flags());
-      return true;
-    }
-    for (int64_t i = last - 1; i >= 0; --i) {
+    for (int64_t i = over < 0.0 ? last : last - 1;; --i) {
       team.open(i);
-      const BlockPlace place = places[i];
-      if (threadIdx.x == 0) {
-        LawRow<T>&p = team.memory.p, &q = team.memory.q;
-        p.total = place.target_total, p.exact = p.exact || exact;
-        q.total = place.draft_total, q.exact = q.exact || exact;
+      const LawRow<T>& p = team.memory.p;
+      int64_t token = kNothing;
+      if (i == last) {
+        status |= p.flags();
+        if (!p.finite()) token = p.first_maximum();
+      } else {
+        adopt(places[i], exact);
+        Residual<T> left{team, places[i].w, exact};
+        left.sum();
+        const double whole = left.total + (1.0 - left.w);  // h = 1 where w = 1, to the last bit
+        if (i > 0) {
+          const double above = request.coin(i - 1) * whole - left.total;
+          if (fabs(above) < error) return false;
+          if (above >= 0.0 && whole > 0.0) continue;
+        }
+        token = left.draw(request.last_words());
+        if (token == kUndecided) {
+          team.make_exact();
+          token = Residual<T>{team, left.w, true}.draw(request.last_words());
+        }
       }
-      Residual<T> left{team, place.w, exact};
-      left.sum();
-      const double whole = left.total + (1.0 - place.w);  // h = 1 where w = 1, to the last bit
-      if (i > 0) {
-        const double above = request.coin(i - 1) * whole - left.total;
-        if (fabs(above) < error) return false;
-        if (above >= 0.0 && whole > 0.0) continue;
-      }
-      const int64_t token = left.draw(request.last_words());
-      team.stop(i, token >= 0 ? token : team.draw(i, -1), status);
+      team.stop(i, token == kNothing ? team.draw(i, -1) : token, status);
       return true;
     }
-    return true;  // not reached: place 0 stops
+  }
+
+  // Totals that were found once.
+  RF_DEVICE void adopt(const BlockPlace& place, bool exact) const {
+    if (threadIdx.x == 0) {
+      LawRow<T>&p = team.memory.p, &q = team.memory.q;
+      p.total = place.target_total, p.exact = p.exact || exact;
+      q.total = place.draft_total, q.exact = q.exact || exact;
+    }
+    __syncthreads();
   }
 };
 

@@ -78,10 +78,17 @@ struct AcceptRow {
     const bool cuts = cut.value > -INFINITY && !cut.keeps(z, token);
     return allowed && !cuts && token != banned ? z : -INFINITY;
   }
+  // Every 32nd from `token` on. One copy of what adds columns up, which is long.
   RF_DEVICE void load(int64_t token, int64_t end, float (&z)[kAtOnce]) const {
+    if (!columns.starts) {
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
-      z[k] = !columns.starts && token + 32 * k < end ? plain(token + 32 * k) : -INFINITY;
+      for (int k = 0; k < kAtOnce; ++k)
+        z[k] = token + 32 * k < end ? plain(token + 32 * k) : -INFINITY;
+      return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < kAtOnce; ++k, token += 32, rotate<1>(z))
+      z[0] = token < end ? joined_columns(logits, columns, token, temperature) : -INFINITY;
   }
   // body(token, logit) of a lane's tokens of a tile; `kCopies` of the body, 1 where it is long.
   template <int kCopies, class Body>
@@ -94,7 +101,7 @@ struct AcceptRow {
 #pragma unroll kCopies
       for (int k = 0; k < kAtOnce; ++k, rotate<1>(z)) {
         const int64_t token = t + 32 * k;
-        if (token < end) body(token, columns.starts ? logit(token) : z[0]);
+        if (token < end) body(token, z[0]);
       }
     }
   }
@@ -159,27 +166,45 @@ struct LawRow : RowDraws<AcceptRow<T>> {
            (this->max == -INFINITY ? kNoSupport : 0);
   }
 
-  // The sum of x exp(x) by those of the tiles, (sum, dot)(tile).
-  template <class Sums>
-  RF_DEVICE double dot_of(const Sums& sums) const {
+  // The sum of x exp(x) of the first launch.
+  RF_DEVICE double dot_of_tiles() const {
+    return gather([&](int t) { return this->tiles[t].sum; },
+                  [&](int t) { return this->tiles[t].dot; });
+  }
+  // By sums over tiles in float64, of exp(x) and of x exp(x): exact_part's.
+  RF_DEVICE double dot_of(const double* sums, const double* dots) const {
+    return gather([&](int t) { return sums[t]; }, [&](int t) { return dots[t]; });
+  }
+  RF_DEVICE double total_of(const double* sums) const {
     double whole = 0.0;
 #pragma unroll 1
-    for (int t = threadIdx.x % 32; t < this->count; t += 32) {
-      const double x = (double{this->tiles[t].max} - double{this->max}) * this->inverse;
-      double sum, own;
-      sums(t, &sum, &own);
-      const double scale = sum == 0.0 ? 0.0 : exp64(x);
-      if (scale > 0.0) whole += scale * (own + x * sum);
-    }
+    for (int t = threadIdx.x % 32; t < this->count; t += 32) whole += this->exact_mass(t, sums);
     return warp_sum(whole);
   }
-  RF_DEVICE double exact_dot(int tile) const {
+  RF_DEVICE double exact_part(int tile, bool dots) const {
     const float top = this->tiles[tile].max;
     if (top - top != 0.0f) return 0.0;
     return this->row.weigh(tile, [&](float z) {
       const double x = (double{z} - double{top}) * this->inverse, weight = exp64(x);
-      return weight > 0.0 ? weight * x : 0.0;
+      return !(weight > 0.0) ? 0.0 : dots ? weight * x : weight;
     });
+  }
+  RF_DEVICE void learn(double whole, bool dots) {
+    (dots ? dot : total) = whole;
+    exact = true;
+  }
+
+ private:
+  template <class Sum, class Dot>
+  RF_DEVICE double gather(const Sum& sum_of, const Dot& dot_of) const {
+    double whole = 0.0;
+#pragma unroll 1
+    for (int t = threadIdx.x % 32; t < this->count; t += 32) {
+      const double x = (double{this->tiles[t].max} - double{this->max}) * this->inverse;
+      const double sum = sum_of(t), scale = sum == 0.0 ? 0.0 : exp64(x);
+      if (scale > 0.0) whole += scale * (dot_of(t) + x * sum);
+    }
+    return warp_sum(whole);
   }
 };
 
@@ -286,16 +311,17 @@ struct AcceptRequest {
   RF_DEVICE double saved_draft(int64_t j) const {
     return a.draft_lse ? a.draft_lse[b * a.drafts + j] : NAN;
   }
+  RF_DEVICE bool adopts_target(int64_t j) const {
+    return LawRow<T>::adopts(saved_target(j), facts.temperature);
+  }
+  RF_DEVICE bool adopts_draft(int64_t j) const {
+    return LawRow<T>::adopts(saved_draft(j), facts.draft_temperature);
+  }
   // `filled`: whoever lacks a saved law has been measured.
   RF_DEVICE LawRow<T> target(int64_t j, bool filled) const {
     LawRow<T> p(target_row(j), filled || a.target_ahead() ? target_stats(j) : nullptr,
                 facts.temperature, saved_target(j));
-    if (a.mode == AcceptMode::kTypical) {
-      p.dot = p.dot_of([&](int t, double* sum, double* own) {
-        *sum = p.tiles[t].sum;
-        *own = p.tiles[t].dot;
-      });
-    }
+    if (a.mode == AcceptMode::kTypical) p.dot = p.dot_of_tiles();
     return p;
   }
   // Not known where the draft has no row.

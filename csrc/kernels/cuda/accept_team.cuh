@@ -44,27 +44,13 @@ struct AcceptTeam {
   }
   RF_DEVICE static bool leads() { return threadIdx.x % 32 == 0; }
 
-  // Statistics of a tile that the first launch did not take.
-  RF_DEVICE static TileStats<float> stats_of(const AcceptRow<T>& row, int tile) {
-    TileStats<float> stats{-INFINITY, -INFINITY, 0.0, 0.0, false};
-    const double inverse = 1.0 / row.temperature;
-    const float slope = static_cast<float>(1.4426950408889634 * inverse);
-    row.template for_each_logit<row.kAtOnce>(tile, [&](int64_t, float z) {
-      stats.max = fmaxf(stats.max, z);
-      stats.has_nan = stats.has_nan || z != z;
+  // Statistics of tiles that the first launch did not take.
+  RF_DEVICE void measure(const AcceptRow<T>& row, TileStats<float>* stats, int first,
+                         int count) const {
+    for_each_tile(count, [&](int t) {
+      const TileStats<float> own = stats_of(row, first + t);
+      if (leads()) stats[first + t] = own;
     });
-    stats.max = warp_max(stats.max);
-    stats.has_nan = __ballot_sync(kAll, stats.has_nan) != 0;
-    if (stats.max - stats.max != 0.0f) return stats;
-    if (stats.has_nan) {
-      stats.sum = row.weigh(tile, RowWeight{stats.max, inverse});
-    } else {
-      float sum = 0.0f;
-      row.template for_each_logit<row.kAtOnce>(
-          tile, [&](int64_t, float z) { sum += exp2_approx((z - stats.max) * slope); });
-      stats.sum = warp_sum(sum);
-    }
-    return stats;
   }
 
   // What warp 0 finds out, to all.
@@ -79,76 +65,50 @@ struct AcceptTeam {
     return memory.token;
   }
 
-  // The rows of place j that the first launch left out: those of which nothing was saved, or, for a
-  // draw, the target's.
-  RF_DEVICE void measure_missing(int64_t j, bool for_draw) const {
+  // The rows of place j of which nothing was saved and that the first launch left out.
+  RF_DEVICE void measure_missing(int64_t j) const {
     const AcceptRequest<T>& r = request;
-    const bool p = !LawRow<T>::adopts(r.saved_target(j), r.facts.temperature);
-    const bool q = j < r.drafts && r.has_draft_rows() && !r.a.draft_ahead() &&
-                   !LawRow<T>::adopts(r.saved_draft(j), r.facts.draft_temperature);
+    const bool p = !r.a.target_ahead() && !r.adopts_target(j);
+    const bool q = j < r.drafts && r.has_draft_rows() && !r.a.draft_ahead() && !r.adopts_draft(j);
 #pragma unroll 1
     for (int side = 0; side < 2; ++side) {
-      if (side == 0 ? r.a.target_ahead() || p == for_draw : for_draw || !q) continue;
+      if (side == 0 ? !p : !q) continue;
       const AcceptRow<T> row = side == 0 ? r.target_row(j) : r.draft_row(j);
-      TileStats<float>* stats = side == 0 ? r.target_stats(j) : r.draft_stats(j);
-      for_each_tile(row.tiles(), [&](int t) {
-        const TileStats<float> own = stats_of(row, t);
-        if (leads()) stats[t] = own;
-      });
+      measure(row, side == 0 ? r.target_stats(j) : r.draft_stats(j), 0, row.tiles());
     }
   }
 
-  // Sums in float64, where those in float32 leave a decision open.
+  // Sums in float64, where those in float32 leave a decision open: of p, of q, and in mode typical
+  // of x exp(x) under p.
   RF_DEVICE void make_exact() const {
+    const bool typical = request.a.mode == AcceptMode::kTypical;
 #pragma unroll 1
-    for (int side = 0; side < 2; ++side) {
-      LawRow<T>& row = side == 0 ? memory.p : memory.q;
-      double* const sums = side == 0 ? memory.target : memory.draft;
-      if (row.exact || !row.tiles) continue;
-      take_sums(row, sums);
-      double total = 0.0;
-#pragma unroll 1
-      for (int t = threadIdx.x % 32; t < row.count; t += 32) total += row.exact_mass(t, sums);
-      total = warp_sum(total);
+    for (int step = 0; step < 3; ++step) {
+      LawRow<T>& row = step == 1 ? memory.q : memory.p;
+      double* const sums = step == 0 ? memory.target : memory.draft;
+      const bool dots = step == 2;
+      if (dots ? !typical : row.exact || !row.tiles) continue;
+      for_each_tile(row.count, [&](int t) {
+        const double sum = row.exact_part(t, dots);
+        if (leads()) sums[t] = sum;
+      });
+      const double whole = dots ? row.dot_of(memory.target, memory.draft) : row.total_of(sums);
       __syncthreads();
-      if (threadIdx.x == 0) row.total = total, row.exact = true;
+      if (threadIdx.x == 0) row.learn(whole, dots);
     }
     __syncthreads();
-    LawRow<T>& p = memory.p;
-    if (request.a.mode != AcceptMode::kTypical) return;
-    for_each_tile(p.count, [&](int t) {
-      const double dot = p.exact_dot(t);
-      if (leads()) memory.draft[t] = dot;
-    });
-    const double dot = p.dot_of([&](int t, double* sum, double* own) {
-      *sum = memory.target[t];
-      *own = memory.draft[t];
-    });
-    if (threadIdx.x == 0) p.dot = dot;
-    __syncthreads();
-  }
-  RF_DEVICE void take_sums(const RowDraws<AcceptRow<T>>& row, double* sums) const {
-    for_each_tile(row.count, [&](int t) {
-      const double sum = row.exact_sum(t);
-      if (leads()) sums[t] = sum;
-    });
   }
 
   // A draw from the target's law at place j, without `banned`.
   RF_DEVICE int64_t draw(int64_t j, int64_t banned) const {
     const AcceptRequest<T>& r = request;
     AcceptRow<T> row = r.target_row(j);
+    row.banned = banned;
     TileStats<float>* stats = r.target_stats(j);
-    measure_missing(j, true);
-    if (banned >= 0) {
-      const int own = static_cast<int>(banned / kTile);
-      row.banned = banned;
-      __syncthreads();
-      if (warp == 0) {
-        const TileStats<float> left = stats_of(row, own);
-        if (leads()) stats[own] = left;
-      }
-      __syncthreads();
+    if (!r.a.target_ahead() && r.adopts_target(j)) {
+      measure(row, stats, 0, row.tiles());
+    } else if (banned >= 0) {
+      measure(row, stats, static_cast<int>(banned / kTile), 1);
     }
     const Words words = r.last_words();
     const double u = coin53(words.r[0], words.r[1]), v = coin53(words.r[2], words.r[3]);
@@ -161,7 +121,11 @@ struct AcceptTeam {
         return tile < 0 ? -1 : p.token_in(tile, v, SharedTile(memory.left));
       });
       if (token >= 0) return token;
-      take_sums({row, stats, r.facts.temperature}, memory.target);
+      const RowDraws<AcceptRow<T>> p(row, stats, r.facts.temperature);
+      for_each_tile(p.count, [&](int t) {
+        const double sum = p.exact_sum(t);
+        if (leads()) memory.target[t] = sum;
+      });
     }
   }
 
@@ -180,6 +144,29 @@ struct AcceptTeam {
     emit(j, token, logprob);
     request.a.num_accepted[request.b] = j;
     request.a.status[request.b] = status | (j == request.drafts ? request.facts.after_last : 0);
+  }
+
+ private:
+  RF_DEVICE static TileStats<float> stats_of(const AcceptRow<T>& row, int tile) {
+    TileStats<float> stats{-INFINITY, -INFINITY, 0.0, 0.0, false};
+    const float slope = static_cast<float>(1.4426950408889634 / row.temperature);
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {  // one loop over logits, which is long
+      row.template for_each_logit<row.kAtOnce>(tile, [&](int64_t, float z) {
+        if (pass == 0) {
+          stats.max = fmaxf(stats.max, z);
+          stats.has_nan = stats.has_nan || z != z;
+        } else {
+          sum += exp2_approx((fmaxf(z, -INFINITY) - stats.max) * slope);
+        }
+      });
+      stats.max = warp_max(stats.max);
+      if (stats.max - stats.max != 0.0f) break;
+    }
+    stats.has_nan = __ballot_sync(kAll, stats.has_nan) != 0;
+    stats.sum = warp_sum(sum);
+    return stats;
   }
 };
 

@@ -11,6 +11,8 @@
 
 namespace randfuse::cuda {
 
+inline constexpr int64_t kNothing = -1, kUndecided = -2;
+
 struct Scaled {  // exp((z - max) / T) / total times a factor; 0 for NaN
   float max, slope, factor;
   RF_DEVICE float operator()(float z) const {
@@ -38,22 +40,19 @@ struct Residual {
     total = warp_sum(total);
   }
 
-  // The token, or -1 if nothing is left of p.
+  // The token, kNothing if nothing is left of p, or kUndecided.
   RF_DEVICE int64_t draw(const Words& words) {
     const double* const mass = team.memory.residual;
-    for (;; refine()) {
-      if (total < 0.0) sum();
-      if (exact && total == 0.0) return -1;
-      const int64_t token = total == 0.0 ? -1 : team.by_one_warp([&]() -> int64_t {
-        const SharedTile left(team.memory.left);
-        const Place tile = place(p.count, mass, coin53(words.r[0], words.r[1]), 1.0 + w);
-        if (tile.at < 0) return -1;
-        const double both = weights(tile.at);
-        const Place in = place(kTile, left, coin53(words.r[2], words.r[3]), both);
-        return in.at < 0 ? -1 : int64_t{tile.at} * kTile + in.at;
-      });
-      if (token >= 0) return token;
-    }
+    if (total < 0.0) sum();
+    if (total == 0.0) return exact ? kNothing : kUndecided;
+    return team.by_one_warp([&]() -> int64_t {
+      const SharedTile left(team.memory.left);
+      const Place tile = place(p.count, mass, coin53(words.r[0], words.r[1]), 1.0 + w);
+      if (tile.at < 0) return kUndecided;
+      const double both = weights(tile.at);
+      const Place in = place(kTile, left, coin53(words.r[2], words.r[3]), both);
+      return in.at < 0 ? kUndecided : int64_t{tile.at} * kTile + in.at;
+    });
   }
 
  private:
@@ -80,12 +79,6 @@ struct Residual {
             product64(1.0 / q.total, weight64(b, q.max, q.inverse))};
   }
 
-  RF_DEVICE void refine() {
-    team.make_exact();
-    exact = true;
-    total = -1.0;
-  }
-
   // body(token, z of p, z of q) of a lane's tokens of a tile; as AcceptRow::for_each_logit.
   template <int kCopies, class Body>
   RF_DEVICE void for_each_pair(int t, const Body& body) const {
@@ -98,7 +91,7 @@ struct Residual {
 #pragma unroll kCopies
       for (int k = 0; k < kAtOnce; ++k, rotate<1>(a), rotate<1>(b)) {
         const int64_t token = v + 32 * k;
-        if (token < end) body(token, a[0], q.row.columns.starts ? q.row.logit(token) : b[0]);
+        if (token < end) body(token, a[0], b[0]);
       }
     }
   }

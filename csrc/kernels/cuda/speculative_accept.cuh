@@ -133,8 +133,7 @@ RF_DEVICE void walk(const AcceptTeam<T>& team) {
   int64_t status = 0;
 #pragma unroll 1
   for (int64_t first = 0;; first += team.warps) {
-    for (int64_t j = first; j <= last && j < first + team.warps; ++j)
-      team.measure_missing(j, false);
+    for (int64_t j = first; j <= last && j < first + team.warps; ++j) team.measure_missing(j);
     __syncthreads();
     if (first + team.warp <= last) {
       const int64_t j = first + team.warp;
@@ -146,19 +145,25 @@ RF_DEVICE void walk(const AcceptTeam<T>& team) {
     for (int64_t j = first; j < first + team.warps; ++j) {
       Verdict v = team.memory.verdicts[j - first];
       if (v.next != Next::kAccept) team.open(j);
-      if (v.next == Next::kOpen) {
-        team.make_exact();
-        v = request.judge(j, team.memory.p, team.memory.q);
+      int64_t token = kUndecided;
+#pragma unroll 1
+      for (bool exact = false;; exact = true) {
+        if (exact) {
+          team.make_exact();
+          v = request.judge(j, team.memory.p, team.memory.q);
+        }
+        if (v.next == Next::kOpen) continue;
+        token = v.token;
+        if (v.next == Next::kResidual)
+          token = Residual<T>{team, 1.0, exact}.draw(request.last_words());
+        if (token != kUndecided) break;
       }
       status |= v.status;
       if (v.next == Next::kAccept) {
         if (threadIdx.x == 0) team.emit(j, request.drafted(j), v.logprob);
         continue;
       }
-      int64_t token = v.token;
-      if (v.next == Next::kResidual)
-        token = Residual<T>{team, 1.0, false}.draw(request.last_words());
-      if (v.next == Next::kFromTarget || v.next == Next::kBeside || token < 0)
+      if (v.next == Next::kFromTarget || v.next == Next::kBeside || token == kNothing)
         token = team.draw(j, v.next == Next::kBeside ? v.token : -1);
       return team.stop(j, token, status);
     }
