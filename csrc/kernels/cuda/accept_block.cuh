@@ -29,12 +29,18 @@ struct AcceptBlock {
   }
 
  private:
+  RF_DEVICE void open(int64_t i) const {
+    __syncthreads();
+    if (team.warp == 0) team.look(i, &team.memory);
+    __syncthreads();
+  }
+
   // The laws of all places and w: a warp a place, or, exact, the block a place.
   RF_DEVICE bool weigh(bool exact) {
     Verdict own{Next::kAccept, 0.0f, 0, 0};
     for (int64_t i = exact ? 0 : team.warp; i < last; i += exact ? 1 : team.warps) {
       if (exact) {
-        team.open(i);
+        open(i);
         team.make_exact();
       }
       const LawRow<T> p = exact ? team.memory.p : request.target(i, true);
@@ -71,7 +77,7 @@ struct AcceptBlock {
     const double over = request.coin(last - 1) - places[last].w;
     if (fabs(over) < error) return false;
     for (int64_t i = over < 0.0 ? last : last - 1;; --i) {
-      team.open(i);
+      open(i);
       const LawRow<T>& p = team.memory.p;
       int64_t token = kNothing;
       if (i == last) {

@@ -132,7 +132,7 @@ template <class T>
 struct LawRow : RowDraws<AcceptRow<T>> {
   using Draws = RowDraws<AcceptRow<T>>;
   double total = 0.0, dot = 0.0;  // dot: sum of x exp(x), x = (z - max) / T, in mode typical
-  bool exact = false;             // the sums are float64's, or a saved log-sum-exp's
+  int exact = 0;                  // the sums are float64's, or a saved log-sum-exp's
 
   // Known by its tiles, or by log of the sum of exp(z / T) if that is a number, or not yet.
   RF_DEVICE LawRow(const AcceptRow<T>& row, const TileStats<float>* stats, double t, double saved)
@@ -231,7 +231,8 @@ struct AcceptFacts : RaceRow {
     greedy = !(given_t > 0.0);
     temperature = greedy ? 1.0 : warm(given_t);
     draft_temperature = draft_t != draft_t ? temperature : draft_t > 0.0 ? warm(draft_t) : 0.0;
-    const int64_t group = b / a.requests_per_key;
+    // Of 32 bits: a longer division is a call.
+    const int64_t group = static_cast<uint32_t>(b) / static_cast<uint32_t>(a.requests_per_key);
     key = static_cast<uint64_t>(load_constant(a.keys + group));
     stream_row = static_cast<uint32_t>(b - group * a.requests_per_key);
     first_row = b * (a.drafts + 1);

@@ -5,13 +5,18 @@
 
 namespace randfuse::cuda {
 
-inline constexpr int kTeamWarps = 16;  // at most
+inline constexpr int kTeamWarps = 12;  // at most: 168 registers a thread
 
-// Shared memory of a block, 34 KB. What all warps have in common lies there, not in registers.
 template <class T>
-struct TeamMemory {
+struct LawPair {  // of a place
+  LawRow<T> p, q;
+};
+
+// Shared memory of a block, 38 KB. Laws lie there, for two of them would not fit the registers.
+template <class T>
+struct TeamMemory : LawPair<T> {  // of the place at hand
   AcceptFacts facts;
-  LawRow<T> p, q;  // of the place at hand
+  LawPair<T> laws[kTeamWarps];
   Verdict verdicts[kTeamWarps];
   int64_t token;
   double target[kMaxTiles], draft[kMaxTiles], residual[kMaxTiles];  // sums in float64, masses
@@ -24,13 +29,17 @@ struct AcceptTeam {
   TeamMemory<T>& memory;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
 
-  // The rows of place j, which are known.
-  RF_DEVICE void open(int64_t j) const {
+  // The laws of place j, which are known, by one warp.
+  RF_DEVICE void look(int64_t j, LawPair<T>* laws) const {
+    const LawRow<T> p = request.target(j, true);
+    if (leads()) laws->p = p;
+    const LawRow<T> q = request.draft(j, true);
+    if (leads()) laws->q = q;
+    __syncwarp();
+  }
+  RF_DEVICE void open(const LawPair<T>& laws) const {
     __syncthreads();
-    if (warp == 0) {
-      const LawRow<T> p = request.target(j, true), q = request.draft(j, true);
-      if (leads()) memory.p = p, memory.q = q;
-    }
+    if (threadIdx.x == 0) memory.p = laws.p, memory.q = laws.q;
     __syncthreads();
   }
 

@@ -184,7 +184,7 @@ struct RowDraws {
   int count;
   double temperature, inverse;  // > 0; 1 / temperature
   float max = -INFINITY;
-  bool has_nan = false;
+  int has_nan = 0;  // nvcc copies the padding after a bool through local memory
 
   RF_DEVICE RowDraws(const Row& r, const TileStats<float>* stats, double t)
       : row(r), tiles(stats), count(r.tiles()), temperature(t), inverse(1.0 / t) {

@@ -30,13 +30,11 @@ struct AcceptChunk {
     return (a.target.tiles() + kWarps - 1) / kWarps;
   }
   RF_DEVICE AcceptChunk(const AcceptArgs<T>& a, int sides) {
-    int64_t unit = blockIdx.x;
-    tile = static_cast<int>(unit % per_row(a)) * kWarps + threadIdx.x / 32;
-    unit /= per_row(a);
-    draft = sides == 2 ? unit % 2 != 0 : !a.target_ahead();
-    unit /= sides;
-    request = unit % a.requests;
-    place = unit / a.requests;
+    const uint32_t chunks = per_row(a), row = blockIdx.x / chunks, pair = row / sides;
+    tile = static_cast<int>(blockIdx.x % chunks * kWarps + threadIdx.x / 32);
+    draft = sides == 2 ? row % 2 != 0 : !a.target_ahead();
+    request = pair % static_cast<uint32_t>(a.requests);
+    place = pair / static_cast<uint32_t>(a.requests);
   }
 };
 
@@ -113,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     accept_cuts_kernel(const AcceptArgs<T> a, const AcceptWorkspace<T> w) {
   RF_SHARED(double, memory, 0, kWarps* SharedTile::kSize);
   RF_SHARED(Bin, bins, kWarps * SharedTile::kSize * sizeof(double), kBins);
-  const int64_t b = blockIdx.x / (a.drafts + 1), j = blockIdx.x % (a.drafts + 1);
+  const uint32_t places = static_cast<uint32_t>(a.drafts + 1);
+  const int64_t b = blockIdx.x / places, j = blockIdx.x % places;
   const AcceptFacts facts(a, b);
   if (j > facts.drafts || facts.rows == 0) return;
   const RowDraws<CutRow<T>> draws({a.target, facts.first_row + j, no_cut()},
@@ -137,14 +136,16 @@ RF_DEVICE void walk(const AcceptTeam<T>& team) {
     __syncthreads();
     if (first + team.warp <= last) {
       const int64_t j = first + team.warp;
-      const Verdict own = request.judge(j, request.target(j, true), request.draft(j, true));
+      LawPair<T>& laws = team.memory.laws[team.warp];
+      team.look(j, &laws);
+      const Verdict own = request.judge(j, laws.p, laws.q);
       if (team.leads()) team.memory.verdicts[team.warp] = own;
     }
     __syncthreads();
 #pragma unroll 1
     for (int64_t j = first; j < first + team.warps; ++j) {
       Verdict v = team.memory.verdicts[j - first];
-      if (v.next != Next::kAccept) team.open(j);
+      if (v.next != Next::kAccept) team.open(team.memory.laws[j - first]);
       int64_t token = kUndecided;
 #pragma unroll 1
       for (bool exact = false;; exact = true) {
@@ -188,6 +189,7 @@ __global__ void __launch_bounds__(32 * kTeamWarps, 1)
   }
   if (whole && a.num_accepted[request.b] >= 0) return;
   if (request.facts.rows > 0) return walk(team);
+#pragma unroll 1  // unrolled, its count would be a division
   for (int64_t j = threadIdx.x; j <= a.drafts; j += blockDim.x) team.emit(j, -1, 0.0f);
   if (threadIdx.x == 0) a.num_accepted[request.b] = a.status[request.b] = 0;
 }

@@ -35,7 +35,7 @@ struct AcceptArgs {
   // (B, K + 2) words that are zero, with which tiles of rows after a rejection are left out; null:
   // all are read. The results are the same.
   uint32_t* words;
-  int warps = 16;   // of the block that verifies a request, up to 16; the results are the same
+  int warps = 12;   // of the block that verifies a request, up to 12; the results are the same
   int64_t* tokens;  // (B, K + 1)
   int64_t* num_accepted;
   float* logprobs;  // (B, K + 1)
