@@ -36,7 +36,6 @@ NO_CUDA = frozenset(
         "mixout",
         "mixout_linear",
         "random_words",
-        "speculative_accept",  # not yet
         "tree_keys",
     }
 )
