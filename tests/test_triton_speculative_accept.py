@@ -151,6 +151,17 @@ def test_draft_vocabulary_maps(device, mode):
 
 
 @on_device
+def test_logits_of_one_token_add_up(device):
+    """Eight of twenty make q = 0.4 of a draft with p = 0.2: it stands half of the time, not always as with 1 / 13."""
+    vocab, token = 1030, 1027
+    target, draft, mapping = torch.zeros(12, 2, vocab), torch.zeros(12, 1, 20), torch.arange(20)
+    target[:, :, token], mapping[:8] = math.log(0.25 * (vocab - 1)), token
+    expected = assert_same(device, target, torch.full((12, 1), token), draft, draft_to_target=mapping,
+                           key=randfuse.key(15))  # fmt: skip
+    assert 0 < expected.num_accepted.sum() < 12, "some stand, some fall"
+
+
+@on_device
 @pytest.mark.parametrize("mode", ["token", "block"])
 def test_ragged_batches(device, mode):
     """num_drafts, −1 placeholders and packed rows are one thing, wherever the rows lie; one request has no rows."""
@@ -243,11 +254,13 @@ def test_nodes_of_trees(device):
     for name, *args in (
         ("accept_path", tokens, logprob, lse, drafts, parents, 4),
         ("accept_path", tokens[:, :1], logprob[:, :1], lse[:, :1], drafts[:, :0], parents[:, :0], 4),
+        ("accept_path", tokens[:, :2], logprob[:, :2], lse[:, 1:3], torch.tensor([[-1], [4], [-2], [0], [3]]),
+         parents[:, :1], 4),
         ("accept_path", *(x[:0] for x in (tokens, logprob, lse, drafts, parents)), 4),
         ("tree_keys", randfuse.key(3), None, parents),
         ("tree_keys", tokens[:, 0], tokens[:, 0] - 2**62, parents),
         ("tree_keys", randfuse.key(3), None, parents[:, :127]),
-    ):
+    ):  # fmt: skip
         got, expected = op(name)(*(moved(x, device) for x in args)), randfuse.reference.FUNCTIONS[name](*args)
         got, expected = ((x,) if isinstance(x, torch.Tensor) else x for x in (got, expected))
         for k, (a, e) in enumerate(zip(got, expected, strict=True)):
