@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _words
 from ._step import Logits, Sampling, Step
-from .schedules import LINEAR, Schedule
+from .schedules import LINEAR, Schedule, level_at
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,8 +49,9 @@ def first_hit(
 
 
 def _hit(state: Step, clock: Tensor, event: int, hits: int) -> FirstHit:
-    if clock.dtype != torch.float64 or clock.shape != state.keys.shape:
-        raise ValueError(f"{state.op}: clock must be float64 (B,), got {clock.dtype} {tuple(clock.shape)}")
+    if not isinstance(clock, Tensor) or clock.dtype != torch.float64 or clock.shape != state.keys.shape:
+        got = f"{clock.dtype} {tuple(clock.shape)}" if isinstance(clock, Tensor) else type(clock).__name__
+        raise ValueError(f"{state.op}: clock must be float64 (B,), got {got}")
     if isinstance(hits, bool) or not isinstance(hits, int) or hits < 1:
         raise ValueError(f"{state.op}: hits must be a positive int, got {hits!r}")
     events = torch.arange(event, event + hits, device=clock.device)
@@ -129,9 +130,12 @@ def hitting_steps(
     """
     op = "hitting_steps"
     state = Step(op, tokens, mask_id, 1, window, key, generator)
-    if times.dim() != 1 or times.numel() < 2:
-        raise ValueError(f"{op}: times must have shape (T + 1,) with T ≥ 1, got {tuple(times.shape)}")
-    levels = schedule.level(times[:-1].to(tokens.device, torch.float64))  # the last step ends at level 0
+    if not isinstance(times, Tensor) or times.dim() != 1 or times.numel() < 2:
+        got = tuple(times.shape) if isinstance(times, Tensor) else type(times).__name__
+        raise ValueError(f"{op}: times must have shape (T + 1,) with T ≥ 1, got {got}")
+    if times.device.type == "cpu" and not bool((times.diff() <= 0).all()):
+        raise ValueError(f"{op}: times must descend, got {times[0].item()} … {times[-1].item()}")
+    levels = level_at(op, times[:-1].to(tokens.device, torch.float64), schedule)  # the last step ends at level 0
     u = _words.uniform(state.words(_words.CLOCK)) * levels[0]
     # In step k where m(t_{k+1}) ≤ u < m(t_k): as many of m(t_1) … m(t_{T−1}) exceed u as steps come before it.
     earlier = levels.numel() - 1 - torch.searchsorted(levels[1:].flip(0).contiguous(), u, right=True)
