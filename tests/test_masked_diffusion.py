@@ -396,6 +396,9 @@ def test_negative_control_a_step_that_counts_waits(text):
 
 COMPILED = {
     "ancestral": lambda x, y, t, s, n, key: md.ancestral_step(x, y, t, s, mask_id=MASK, step=n, key=key),
+    "first_hitting": lambda x, y, t, s, n, key: (
+        md.first_hitting_step(x, y, -t.expand(B), mask_id=MASK, step=n, hits=2, key=key).tokens
+    ),
     "cap": lambda x, y, t, s, n, key: md.remask_step(x, y, t, s, mask_id=MASK, eta=0.3, step=n, key=key).tokens,
     "conf": lambda x, y, t, s, n, key: md.remask_step(x, y, t, s, mask_id=MASK, variant="conf", step=n, key=key).tokens,
     "uniform": lambda x, y, t, s, n, key: md.uniform_step(x, y, t, s, vocab=V, step=n, key=key),
