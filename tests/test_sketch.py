@@ -237,6 +237,8 @@ def test_many_sketches_are_the_single_ones(name):
 def test_csr_input(name):
     operator, a = OPERATORS[name](D, M, key=KEY), torch.randn(M, 50).relu() * (torch.rand(M, 50) < 0.1)
     torch.testing.assert_close(operator @ a.to_sparse_csr(), operator @ a, rtol=1e-5, atol=1e-6)
+    tall = OPERATORS[name](4096, M, key=KEY)  # 32 columns of it are a strip
+    torch.testing.assert_close(tall @ a.to_sparse_csr(), tall @ a, rtol=1e-5, atol=1e-6)
     block = operator[3:20, 100:200]
     torch.testing.assert_close(block @ a[100:200].to_sparse_csr(), block @ a[100:200], rtol=1e-5, atol=1e-6)
     with use_backend("reference"):
