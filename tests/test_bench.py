@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import randfuse
@@ -28,6 +31,7 @@ from randfuse.bench import (
 )
 from randfuse.bench.case import Cost, Inputs
 from randfuse.bench.run import Options, jobs, run
+from randfuse.integrations import flashinfer, vllm
 from torch import Tensor
 
 CASES = case.load()
@@ -124,8 +128,79 @@ def test_gate_passes_what_is_right(op: str):
     checked(op, lambda inputs: CASES[op].randfuse(inputs, randfuse.key(7)), fused=True)
     checked(op, CASES[op].floor, fused=False, floor=True)
     for name, forward in CASES[op].baselines().items():
-        assert name in variants.PLAIN, f"{name}: unknown baseline"
-        checked(op, forward, fused=False)
+        assert name in variants.PLAIN or name in variants.PUBLIC, f"{name}: unknown baseline"
+        if name in variants.PLAIN:
+            checked(op, forward, fused=False)
+
+
+class Kernels:
+    """Samplers of others by those that `randfuse.integrations` has for their signatures, and what they were given."""
+
+    def __init__(self) -> None:
+        self.dtypes: dict[str, list[torch.dtype]] = {}
+
+    def softmax(self, logits: Tensor, temperature: Tensor | None = None, enable_pdl: bool | None = None) -> Tensor:
+        assert logits.dim() == 2, "rows of logits"
+        return logits.softmax(-1, dtype=torch.float32)
+
+    def of(self, module: object, name: str) -> Callable:
+        def call(*args, **kwargs):
+            bound = inspect.signature(getattr(module, name)).bind(*args, **kwargs).arguments
+            self.dtypes[name] = [v.dtype for v in bound.values() if isinstance(v, Tensor)]
+            return getattr(module, name)(*args, **kwargs)
+
+        return call
+
+
+def test_public_kernels_are_called_by_their_signatures(monkeypatch: pytest.MonkeyPatch):
+    """Their integrations have the parameters of the real ones (test_sampler_integrations.py and others)."""
+    kernels, sampling, root = Kernels(), ModuleType("flashinfer.sampling"), ModuleType("flashinfer")
+    runner, long = ModuleType("vllm"), "vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils"
+    sampling.softmax, root.sampling = kernels.softmax, sampling
+    for name in ("sampling_from_logits", "sampling_from_probs", "chain_speculative_sampling"):
+        setattr(sampling, name, kernels.of(flashinfer, name))
+    runner.rejection_sample = kernels.of(vllm, "rejection_sample")
+    modules = {"flashinfer": root, "flashinfer.sampling": sampling, long: runner}
+    while "." in long:
+        long = long.rpartition(".")[0]
+        modules[long] = ModuleType(long)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    found = [(op, name) for op in CASES for name in CASES[op].baselines() if name in variants.PUBLIC]
+    assert {op for op, _ in found} == {"categorical_sample", "speculative_accept", "speculative_accept_one_hot"}
+    for op, name in found:
+        checked(op, CASES[op].baselines()[name], fused=False)
+    fp32, ids, word = torch.float32, torch.int32, torch.int64
+    assert kernels.dtypes == {
+        "sampling_from_logits": [fp32, word, word],
+        "sampling_from_probs": [fp32, word, word],
+        "chain_speculative_sampling": [fp32, ids, fp32, word, word],
+        "rejection_sample": [fp32, word, ids, word, ids, ids, ids, fp32, word],  # the last call is of one-hot drafts
+    }
+
+
+def test_public_kernels_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(variants, "find_spec", lambda name: None)
+    case_ = CASES["speculative_accept"]
+    rows = {v.name: v.problem for v in variants.variants(case_, "cuda", variants.choice("cuda", "smoke", None))}
+    assert rows["flashinfer"] == "flashinfer is not installed; `pip install flashinfer-python`"
+    assert rows["vllm"] == "vllm is not installed; `pip install vllm`"
+    assert rows["eager"] is None
+    assert "flashinfer_probs" not in rows, "only those that the case has"
+    assert not set(variants.PUBLIC) & set(variants.choice("cpu", "default", None)), "nothing is said on the CPU"
+    (asked,) = variants.variants(case_, "cpu", ["vllm"])
+    assert asked.problem == "runs on GPUs only; use --device cuda"
+    monkeypatch.setattr(variants, "find_spec", lambda name: object())
+    assert variants.public_problem("cuda", "flashinfer") is None
+
+
+def test_gate_reads_as_many_tokens_as_count():
+    def undefined_after_the_first(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        tokens = torch.full((3, 3), 10**9)
+        tokens[:, 0] = 7
+        return tokens, torch.ones(3, dtype=torch.int32)
+
+    checked("speculative_accept", undefined_after_the_first, fused=False)
 
 
 class OtherBackward(torch.autograd.Function):

@@ -44,6 +44,8 @@ SAMPLING = [
      torch.full((6, 2), -2, dtype=torch.int32), x(2, 3, 40, grad=False), 1.5, torch.tensor([5, 0]), 3, "race", 2),
 ]  # fmt: skip
 DRAFTS = torch.tensor([[1, 2], [39, 0], [5, -1], [40, 3]])
+DRAWN, PARENTS = torch.tensor([[1, 2, 7], [0, 3, 8], [5, 0, 9], [3, 0, 1]]), torch.tensor([[0, 1], [0, 0]] * 2)
+EMPTY_TREE = torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0, dtype=torch.int64)  # drafts, parents
 SAMPLES = {
     "dropconnect_linear": [
         (x(4, 9), x(5, 9), x(5), *STREAM),
@@ -243,6 +245,15 @@ SAMPLES = {
             *[None] * 4,
         ),
     ],
+    "accept_path": [
+        (DRAWN, *fixed((4, 3), (4, 3)), DRAFTS, PARENTS, 40),
+        (DRAWN[:, :1], x(4, 1, grad=False).float(), torch.full((4, 1), -torch.inf), *EMPTY_TREE, 40),
+    ],
+    "tree_keys": [
+        (KEY, None, PARENTS),
+        (torch.arange(4), torch.arange(4) * 2**40, PARENTS),
+        (KEY, None, EMPTY_TREE[0]),
+    ],
 }
 
 
@@ -367,6 +378,14 @@ def test_reference_agrees_on_the_samples(name):
     ("lora_linear_dgrad", 3, torch.ones(3, 9, dtype=torch.float64), r"lora_a must have shape \(r, K\) = \(2, 9\)"),
     ("lora_linear_wgrad", 0, torch.ones(4, 2), "ds must be torch.float64, got torch.float32"),
     ("lora_linear_wgrad", 1, torch.ones(3, 9, dtype=torch.float64), "x must have the 4 rows of ds"),
+    ("accept_path", 0, KEYS, r"tokens must have shape \[4, 3\] on cpu, got \[2\]"),
+    ("accept_path", 2, torch.ones(4, 3), "logsumexp must be torch.float64, got torch.float32"),
+    ("accept_path", 3, DRAFTS.int(), "draft_token_ids must be int64, got torch.int32"),
+    ("accept_path", 4, PARENTS + 1, r"parents must be in \[0, n\] for draft n, got 1 for draft 0"),
+    ("tree_keys", 0, KEYS, r"key must have shape \[4\] on cpu, got \[2\]"),
+    ("tree_keys", 1, KEYS, r"positions must have shape \[4\] on cpu, got \[2\]"),
+    ("tree_keys", 2, PARENTS[0], r"parents must have shape \(B, N\), got \[2\]"),
+    ("tree_keys", 2, PARENTS - 1, r"parents must be in \[0, n\] for draft n, got -1 for draft 0"),
     ("csr_sketch", 1, torch.tensor([0, 2, 1, 3]), "crow must ascend"),
     ("csr_sketch", 2, torch.tensor([0, 5, 1]), r"col must ascend within a row and lie in \[0, 5\)"),
     ("dense_sketch", 0, x(9), r"a must have shape \(m, n\), got \[9\]"),

@@ -9,16 +9,19 @@ import pytest
 import randfuse
 import torch
 from randfuse import (
+    _backends,
     _sampling,
     categorical_sample,
     categorical_sample_with_stats,
     fold_in,
+    reference,
     speculative_accept,
     speculative_accept_tree,
     use_backend,
 )
 from randfuse.testing import assert_bitwise_equal
 from test_speculative_law import ALPHA, Models, p_value
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def test_a_chain_is_mode_match(device):
@@ -115,6 +118,72 @@ def test_the_walk_of_the_host_is_the_path_among_all_draws(device, monkeypatch):
             found = speculative_accept_tree(*args, **shared)
         for field, a, e in zip(walked._fields, found, walked, strict=True):
             assert_bitwise_equal(a, e, name=field)
+
+
+def test_the_integers_equal_the_reference(kernels_device):
+    """Keys and paths of trees of every shape, with draws that follow them down."""
+    for trial, (b, n) in enumerate([(5, 1), (64, 12), (3, 300), (2, 0)]):
+        parents = torch.stack([torch.randint(0, j + 1, (b,)) for j in range(n)], 1) if n else torch.empty(b, 0).long()
+        if trial == 2:
+            parents = torch.arange(n).expand(b, n)  # a chain that is longer than a block of the kernel
+        tokens, drafts = torch.randint(0, 3, (b, n + 1)), torch.randint(-2, 5, (b, n))
+        drafts = drafts.where(torch.rand(b, n) < 0.2, tokens.gather(1, parents))
+        drafts[:1] = tokens[:1].gather(1, parents[:1])  # all agree
+        lse = torch.randn(b, n + 1)
+        lse[1::3, 0], lse[::7, n // 2], lse[2::3, n // 3] = -math.inf, math.inf, math.nan
+        tensors = [x.to(kernels_device) for x in (tokens, torch.randn(b, n + 1), lse, drafts, parents)]
+        for name, *args in (
+            ("accept_path", *tensors, 4),
+            ("tree_keys", randfuse.key(3, kernels_device), None, tensors[-1]),
+            ("tree_keys", tensors[0][:, 0], tensors[0][:, 0] - 2**62, tensors[-1]),
+        ):
+            got, expected = _backends.call(name, *args), reference.FUNCTIONS[name](*args)
+            for a, e in zip(*((x,) if isinstance(x, torch.Tensor) else x for x in (got, expected)), strict=True):
+                assert_bitwise_equal(a, e, name=f"{name} of {n} drafts")
+
+
+def test_the_key_of_a_node_is_that_of_its_depth(device):
+    parents, positions = torch.tensor([[0, 1, 0], [0, 0, 2]], device=device), torch.tensor([5, -9], device=device)
+    key, depth = randfuse.key(3, device), torch.tensor([[0, 1, 2, 1], [0, 1, 1, 2]], device=device)
+    own = fold_in(key, torch.arange(2, device=device)).unsqueeze(-1)
+    expected = fold_in(own, positions.unsqueeze(-1) + depth)
+    assert_bitwise_equal(_backends.call("tree_keys", key, positions, parents), expected, name="keys")
+
+
+def test_two_small_ops_stand_around_the_draws(monkeypatch):
+    """What a GPU and compiled code run: no chain of tiny launches."""
+    seen = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            seen.append(op.name())
+            return op(*args, **(kwargs or {}))
+
+    args, key = random_trees(7, 9, 6), randfuse.key(0)
+    monkeypatch.setattr(_sampling, "readable", lambda x: False)
+    with use_backend("auto"), Seen():
+        speculative_accept_tree(*args, key=key)
+    views = {"aten::view", "aten::unsqueeze", "aten::expand", "aten::detach", "aten::_unsafe_view"}
+    names = [name for name in seen if name not in views]
+    assert names[0] == "aten::full", "the temperature, on the CPU"
+    own = ["tree_keys", "categorical_sample_with_stats", "accept_path"]
+    assert [name.removeprefix("randfuse::") for name in names[1:]] == own
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one key", "a key each"])
+def test_vmap_is_a_loop(device, shared):
+    trees = [torch.stack(x) for x in zip(*(random_trees(3, 5, 6) for _ in range(4)), strict=True)]
+    keys, positions = randfuse.split(randfuse.key(1), 4), torch.arange(12).reshape(4, 3)
+    key = keys[0] if shared else keys
+
+    def verify(target, ids, parents, key, positions):
+        return tuple(speculative_accept_tree(target, ids, parents, key=key, positions=positions))
+
+    got = torch.vmap(verify, in_dims=(0, 0, 0, None if shared else 0, 0))(*trees, key, positions)
+    for n in range(4):
+        alone = verify(*(x[n] for x in trees), key if shared else key[n], positions[n])
+        for a, e in zip(got, alone, strict=True):
+            assert_bitwise_equal(a[n], e, name=f"element {n}")
 
 
 def test_compiles_as_one_graph():

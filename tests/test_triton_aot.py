@@ -172,12 +172,15 @@ def launch_samplers(dtype, vocab=50304, plain=True):
 
 
 def launch_acceptance(dtype, vocab=50304, modes=()):
-    """The same for speculative acceptance in some modes, or with all arguments at once."""
+    """The same for speculative acceptance in some modes, or with all arguments at once, and for trees of drafts."""
     from randfuse.triton_kernels.speculative_accept import speculative_accept
+    from randfuse.triton_kernels.speculative_accept_tree import accept_path, tree_keys
 
     b, k = 32, 4
     p, q, one = torch.empty(b, k + 1, vocab, dtype=dtype), torch.empty(b, k, vocab, dtype=dtype), torch.ones(())
     ids, key = torch.zeros(b, k, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    keys = tree_keys(key.expand(b) if modes else key, None if modes else ids[:, 0], ids)
+    accept_path(keys, torch.empty(b, k + 1), torch.empty(b, k + 1), ids, ids, vocab)
     for mode in modes:
         draft = q if mode in ("token", "block") else None
         speculative_accept(p, ids, key, draft, None, None, one, *[None] * 5, mode, 0.1, 0.3, *[None] * 4)

@@ -151,6 +151,17 @@ def test_draft_vocabulary_maps(device, mode):
 
 
 @on_device
+def test_logits_of_one_token_add_up(device):
+    """Eight of twenty make q = 0.4 of a draft with p = 0.2: it stands half of the time, not always as with 1 / 13."""
+    vocab, token = 1030, 1027
+    target, draft, mapping = torch.zeros(12, 2, vocab), torch.zeros(12, 1, 20), torch.arange(20)
+    target[:, :, token], mapping[:8] = math.log(0.25 * (vocab - 1)), token
+    expected = assert_same(device, target, torch.full((12, 1), token), draft, draft_to_target=mapping,
+                           key=randfuse.key(15))  # fmt: skip
+    assert 0 < expected.num_accepted.sum() < 12, "some stand, some fall"
+
+
+@on_device
 @pytest.mark.parametrize("mode", ["token", "block"])
 def test_ragged_batches(device, mode):
     """num_drafts, −1 placeholders and packed rows are one thing, wherever the rows lie; one request has no rows."""
@@ -224,6 +235,47 @@ def test_trees_and_empty_batches(device):
     for field in ("tokens", "num_accepted", "status", "node_ids"):
         assert torch.equal(getattr(got, field).cpu(), getattr(expected, field)), f"{field} must be equal"
     assert expected.num_accepted.max() > 0, "some path must stand"
+
+
+@on_device
+def test_nodes_of_trees(device):
+    """Keys and paths, of more nodes than a block of the kernel, and of parents that are none."""
+    b, n = 5, 140
+    parents = torch.stack([torch.randint(0, j + 1, (b,)) for j in range(n)], 1)
+    parents[0] = torch.arange(n)  # a chain
+    tokens, lse = torch.randint(0, 3, (b, n + 1)), torch.randn(b, n + 1)
+    drafts = torch.randint(-2, 5, (b, n)).where(torch.rand(b, n) < 0.2, tokens.gather(1, parents))
+    drafts[0] = tokens[0, :-1]
+    drafts[0, 0], drafts[3, 100:] = 2**40, 2**40
+    tokens[0, 0] = 2**40
+    lse[1, 0], lse[0, 100], lse[0, 20], lse[0, 132] = -INF, INF, NAN, -INF
+    parents[4, ::3], parents[4, 1::7] = -1, torch.arange(1, n, 7) + 1
+    logprob = torch.randn(b, n + 1)
+    for name, *args in (
+        ("accept_path", tokens, logprob, lse, drafts, parents, 4),
+        ("accept_path", tokens[:, :1], logprob[:, :1], lse[:, :1], drafts[:, :0], parents[:, :0], 4),
+        ("accept_path", tokens[:, :2], logprob[:, :2], lse[:, 1:3], torch.tensor([[-1], [4], [-2], [0], [3]]),
+         parents[:, :1], 4),
+        ("accept_path", *(x[:0] for x in (tokens, logprob, lse, drafts, parents)), 4),
+        ("tree_keys", randfuse.key(3), None, parents),
+        ("tree_keys", tokens[:, 0], tokens[:, 0] - 2**62, parents),
+        ("tree_keys", randfuse.key(3), None, parents[:, :127]),
+    ):  # fmt: skip
+        got, expected = op(name)(*(moved(x, device) for x in args)), randfuse.reference.FUNCTIONS[name](*args)
+        got, expected = ((x,) if isinstance(x, torch.Tensor) else x for x in (got, expected))
+        for k, (a, e) in enumerate(zip(got, expected, strict=True)):
+            same_bits(a.cpu(), e, f"{name}: result {k}")
+        if args[0].shape == lse.shape:
+            assert expected[1][0] == 132, "a path of several blocks"
+            assert expected[3][0] == 8 + 4 + 2 + 1, "and all bits of a status"
+    for args, message in (
+        ((tokens, logprob, lse, drafts, parents[:, 1:], 4), "accept_path: draft_token_ids must have shape"),
+        ((tokens, logprob, lse.double(), drafts, parents, 4), "accept_path: logsumexp must be"),
+        ((randfuse.key(0), tokens, parents), "tree_keys: positions must have shape"),
+        ((tokens[0], None, parents), r"tree_keys: key must have shape \(\) or \(B,\)"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            op(message.split(":")[0])(*(moved(x, device) for x in args))
 
 
 @on_device

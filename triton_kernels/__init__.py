@@ -20,6 +20,7 @@ from . import (
     random_words,
     sparse_sketch,
     speculative_accept,
+    speculative_accept_tree,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "random_words",
     "sparse_sketch",
     "speculative_accept",
+    "speculative_accept_tree",
 ]
 
 _registry.install(launch.NAMESPACE)

@@ -1,7 +1,7 @@
 """`categorical_sample`: one token a row of raw logits. The least traffic is one read of the logits.
 
 "eager" is the float64 Gumbel-max that masked diffusion models run for the sake of exactness (Zheng et al. 2024; the
-form of LLaDA). The float32 forms are inexact in the tail and stand here for their speed.
+form of LLaDA). The float32 forms, FlashInfer's among them, are inexact in the tail and stand here for their speed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,19 @@ def exponential_race(inputs: Inputs) -> Tensor:
     return (p / torch.empty_like(p).exponential_(1)).argmax(-1)
 
 
+def flashinfer(inputs: Inputs) -> Tensor:
+    from flashinfer import sampling
+
+    return sampling.sampling_from_logits(inputs["x"], seed=inputs["seed"], offset=inputs["offset"])
+
+
+def flashinfer_probs(inputs: Inputs) -> Tensor:
+    from flashinfer import sampling
+
+    p = sampling.softmax(inputs["x"])
+    return sampling.sampling_from_probs(p, seed=inputs["seed"], offset=inputs["offset"])
+
+
 class CategoricalSample(SamplerCase):
     op = "categorical_sample"
     letters = "rows,vocab"
@@ -40,7 +53,8 @@ class CategoricalSample(SamplerCase):
     }
 
     def setup(self, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-        return {"x": (torch.randn(*shape, device=device) * 3).to(dtype)}
+        word = torch.ones(1, dtype=torch.int64, device=device)  # FlashInfer's, so that a CUDA graph may hold its call
+        return {"x": (torch.randn(*shape, device=device) * 3).to(dtype), "seed": word, "offset": word}
 
     def cost(self, shape: Shape, itemsize: int, backward: bool) -> Cost:
         return Cost(read=shape[0] * shape[1] * itemsize, written=shape[0] * 8, flops=0)
@@ -56,6 +70,8 @@ class CategoricalSample(SamplerCase):
             "race32": exponential_race,
             "race": lambda inputs: randfuse.categorical_sample(inputs["x"], method="race"),
             "softmax": lambda inputs: inputs["x"].softmax(-1)[..., 0].long(),  # no draw: the time of a softmax
+            "flashinfer": flashinfer,
+            "flashinfer_probs": flashinfer_probs,
         }
 
     def floor(self, inputs: Inputs) -> Tensor:

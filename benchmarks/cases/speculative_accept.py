@@ -1,8 +1,10 @@
 """`speculative_accept`: K drafts a request verified from raw logits; the bytes are those of all rows, read once.
 
 Rows after the stop are not read, so the draft's law is next to the target's: nearly all drafts stand and all rows
-must be read. "eager" is the rule in plain PyTorch: two softmaxes, gather, residual, one `multinomial`. Drafts without
-logits, and the modes that look at the target alone, have a case of their own, speculative_accept_one_hot.
+must be read. "eager" is the rule in plain PyTorch: two softmaxes, gather, residual, one `multinomial`. "flashinfer" is
+its sampler of chains with its softmaxes, which it asks for, and "vllm" the sampler of its current model runner, from
+these logits as they are. Drafts without logits, and the modes that look at the target alone, have a case of their own,
+speculative_accept_one_hot.
 """
 
 from __future__ import annotations
@@ -29,6 +31,41 @@ def eager(inputs: Inputs) -> Tensor:
     return tokens.scatter(1, stop.unsqueeze(-1), torch.multinomial(rest, 1))
 
 
+def flashinfer(inputs: Inputs) -> Tensor:
+    from flashinfer import sampling
+
+    p, q = (sampling.softmax(inputs[name].flatten(0, 1)).view(inputs[name].shape) for name in ("x", "draft"))
+    state = {name: inputs[name] for name in ("seed", "offset")}  # tensors: so a CUDA graph may hold the call
+    return sampling.chain_speculative_sampling(q, inputs["ids32"], p, **state)[0]
+
+
+def vllm(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Tokens, and how many of a request count."""
+    from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
+
+    state = (inputs[name] for name in ("fed", "cu", "place", "slot", "row_slot", "row_place", "heat", "seeds"))
+    return rejection_sample(inputs["x"].flatten(0, 1), inputs.get("draft"), *state, inputs["ids"].shape[1])
+
+
+def engine_state(ids: Tensor) -> Inputs:
+    """What calls of FlashInfer and vLLM get from their engines: request b has slot b, and its text k + 1 tokens."""
+    (b, k), device = ids.shape, ids.device
+    request, place = torch.arange(b, device=device), torch.arange(k + 1, device=device)
+    return {
+        "ids32": ids.int(),
+        "seed": torch.ones(1, dtype=torch.int64, device=device),
+        "offset": torch.zeros(1, dtype=torch.int64, device=device),
+        "fed": torch.cat([ids[:, :1], ids], -1).flatten(),  # input tokens of the rows: draft j is that of row j + 1
+        "cu": torch.arange(b + 1, dtype=torch.int32, device=device) * (k + 1),
+        "place": place.repeat(b),
+        "slot": request.int(),
+        "row_slot": request.int().repeat_interleave(k + 1),
+        "row_place": place.int().repeat(b),
+        "heat": torch.ones(b, device=device),
+        "seeds": request.clone(),
+    }
+
+
 ACCEPT_SHAPES = {
     "smoke": {"cpu": ((4, 4, 50257),), "cuda": ((16, 4, 50257),)},
     "default": {"cpu": ((16, 4, 50257),), "cuda": ((1, 4, 151936), (64, 4, 151936), (256, 4, 151936))},
@@ -49,7 +86,7 @@ class SpeculativeAccept(SamplerCase):
         target = (torch.randn(b, k + 1, vocab, device=device) * 3).to(dtype)
         draft = (target[:, :k].float() + torch.randn(b, k, vocab, device=device) * 0.01).to(dtype)
         ids = randfuse.categorical_sample(draft, key=randfuse.key(0, device))
-        return {"x": target, "draft": draft, "ids": ids}
+        return {"x": target, "draft": draft, "ids": ids, **engine_state(ids)}
 
     def cost(self, shape: Shape, itemsize: int, backward: bool) -> Cost:
         b, k, vocab = shape
@@ -62,6 +99,8 @@ class SpeculativeAccept(SamplerCase):
         return {
             "eager": eager,
             "block": lambda i: randfuse.speculative_accept(i["x"], i["ids"], i["draft"], mode="block").tokens,
+            "flashinfer": flashinfer,
+            "vllm": vllm,
         }
 
     def floor(self, inputs: Inputs) -> Tensor:

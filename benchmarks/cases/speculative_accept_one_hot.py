@@ -2,7 +2,8 @@
 
 A draft has p = 0.999, so nearly all stand, in every mode, and all rows must be read. "eager" is the rule in plain
 PyTorch: a softmax, gather, the draft's token zeroed in the row of the stop, one `multinomial`. "match" and "typical"
-are randfuse's other modes, "top_k" and "top_p" its filters, next to eager ones by `topk` and `sort`.
+are randfuse's other modes, "top_k" and "top_p" its filters, next to eager ones by `topk` and `sort`. "vllm" is the
+sampler of its current model runner.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from randfuse.bench.case import Cost, Forward, Inputs, SamplerCase, Shape
 from torch import Tensor
 
-from .speculative_accept import ACCEPT_SHAPES
+from .speculative_accept import ACCEPT_SHAPES, engine_state, vllm
 
 TOP_K, TOP_P = 50, 0.95
 
@@ -60,7 +61,7 @@ class SpeculativeAcceptOneHot(SamplerCase):
         ids = torch.randint(0, vocab, (b, k), device=device)
         likely = x[:, :k].logsumexp(-1, keepdim=True) + 7  # odds of 1000 to 1
         x[:, :k] = x[:, :k].scatter(-1, ids.unsqueeze(-1), likely)
-        return {"x": x.to(dtype), "ids": ids}
+        return {"x": x.to(dtype), "ids": ids, **engine_state(ids)}
 
     def cost(self, shape: Shape, itemsize: int, backward: bool) -> Cost:
         b, k, vocab = shape
@@ -79,6 +80,7 @@ class SpeculativeAcceptOneHot(SamplerCase):
             "typical": lambda i: accept(i["x"], i["ids"], mode="typical").tokens,
             "top_k": lambda i: accept(i["x"], i["ids"], top_k=TOP_K).tokens,
             "top_p": lambda i: accept(i["x"], i["ids"], top_p=TOP_P).tokens,
+            "vllm": vllm,
         }
 
     def floor(self, inputs: Inputs) -> Tensor:

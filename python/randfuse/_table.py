@@ -20,6 +20,7 @@ class Entry(NamedTuple):
 # Ops that have no CUDA kernel by design: Triton's own, and the reference where there is no Triton.
 NO_CUDA = frozenset(
     {
+        "accept_path",
         "block_dropout_linear",
         "block_dropout_linear_dgrad",
         "block_dropout_linear_wgrad",
@@ -35,7 +36,7 @@ NO_CUDA = frozenset(
         "mixout",
         "mixout_linear",
         "random_words",
-        "speculative_accept",  # not yet
+        "tree_keys",
     }
 )
 

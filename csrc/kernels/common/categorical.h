@@ -66,6 +66,17 @@ RF_INLINE Z guided(Z logit, Z uncond, Z scale_plus_one) {
 #endif
 }
 
+// The logit whose probability is that of a and b together: T log(exp(a / T) + exp(b / T)).
+template <class Z>
+RF_INLINE Z joined(Z a, Z b, double temperature) {
+  if (a != a || b != b) return static_cast<Z>(NAN);
+  const Z high = a > b ? a : b, low = a > b ? b : a;
+  if (low == static_cast<Z>(-INFINITY) || high == static_cast<Z>(INFINITY)) return high;
+  const double gap = static_cast<double>(low) - static_cast<double>(high);
+  const double more = product64(temperature, log64(1.0 + exp64(gap / temperature)));
+  return static_cast<Z>(static_cast<double>(high) + more);
+}
+
 // Unsigned integers in the order of the floats; NaN is below -inf, -0 is +0.
 RF_INLINE uint32_t order_key(float z) {
   if (z != z) return 0;

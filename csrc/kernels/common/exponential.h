@@ -23,6 +23,15 @@ RF_INLINE double fma64(double a, double b, double c) {
 #endif
 }
 
+// a b rounded: never part of an fma, so that equal factors give equal products.
+RF_INLINE double product64(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 RF_INLINE double from_bits(int64_t bits) {
 #if defined(__CUDA_ARCH__)
   return __longlong_as_double(bits);

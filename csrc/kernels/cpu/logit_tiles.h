@@ -110,17 +110,7 @@ struct LogitReader {
     for (int64_t k = first_from(rows.token, rows.num_columns, first);
          k < rows.num_columns && rows.token[k] < first + n; ++k) {
       Z& z = buffer[rows.token[k] - first];
-      z = joined(z, static_cast<Z>(to_float(logits[rows.column[k]])));
+      z = joined(z, static_cast<Z>(to_float(logits[rows.column[k]])), temperature);
     }
-  }
-
-  // The logit whose probability is that of a and b together: T log(exp(a / T) + exp(b / T)).
-  Z joined(Z a, Z b) const {
-    if (a != a || b != b) return static_cast<Z>(NAN);
-    const Z high = a > b ? a : b, low = a > b ? b : a;
-    if (low == static_cast<Z>(-INFINITY) || high == static_cast<Z>(INFINITY)) return high;
-    const double gap = static_cast<double>(low) - static_cast<double>(high);
-    const double more = temperature * log64(1.0 + exp64(gap / temperature));
-    return static_cast<Z>(static_cast<double>(high) + more);
   }
 };

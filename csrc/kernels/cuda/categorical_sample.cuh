@@ -9,6 +9,7 @@
 #pragma once
 #include "categorical_sample.h"
 #include "filters.cuh"
+#include "tile_race.cuh"
 
 namespace randfuse::cuda {
 
@@ -37,12 +38,9 @@ struct Workspace {
 
 // What all kernels know of an output row.
 template <class T>
-struct OutputRow {
+struct OutputRow : RaceRow {
   int64_t row;  // of the logits
-  bool valid, greedy;
-  double temperature;  // 1 where greedy
-  uint64_t key;
-  uint32_t stream_row;
+  bool valid;
 
   RF_DEVICE OutputRow(const CategoricalArgs<T>& a, int64_t out) {
     row = a.chosen ? load_constant(a.chosen + out) : out;
@@ -56,8 +54,6 @@ struct OutputRow {
     stream_row = static_cast<uint32_t>(a.row_offset + row - group * a.rows_per_key);
   }
 };
-
-RF_DEVICE Cut<float> no_cut() { return {-INFINITY, kMaxVocab}; }
 
 // Before the cuts are known, or (kAgain) of what they leave.
 template <class T, bool kFacts, bool kAgain>
@@ -95,132 +91,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const OutputRow<T> row(a, out);
   const int tiles = a.logits.tiles();
   const TileStats<float>* const stats = w.stats + out * tiles;
-  const SharedTile shared(memory + threadIdx.x / 32 * SharedTile::kSize);
-  const RowDraws<T> draws(a.logits, row.row, stats, no_cut(), row.temperature, shared);
-  CutFinder<T> finder{a.logits,
-                      row.row,
-                      stats,
-                      {draws.max, draws.inverse},
-                      1.0,
-                      bins,
-                      memory + threadIdx.x / 32 * SharedTile::kSize};
-  if (row.valid && draws.finite()) {
-    const int64_t top_k = a.top_k.at(row.row);
-    const double top_p = a.top_p.at(row.row), min_p = a.min_p.at(row.row);
-    double whole = 0.0;
-    for (int t = threadIdx.x % 32; t < tiles; t += 32) whole += draws.mass(t);
-    // 2^61 over the power of two below the row's weight, which is known to 2^-18.
-    const int64_t exponent = to_bits(warp_sum(whole)) >> 52;
-    finder.units = from_bits((int64_t{1023 + 61 + 1023} - exponent) << 52);
-    if (top_k < a.logits.vocab)
-      finder.template reach<true>(static_cast<double>(top_k > 1 ? top_k : 1));
-    if (top_p < 1.0) finder.template reach<false>(fmax(top_p, 0.0));
-    if (min_p > 0.0) finder.at_least(fmin(min_p, 1.0));
-  }
-  if (threadIdx.x == 0) w.cuts[out] = finder.cut;
+  const RowDraws<CutRow<T>> draws({a.logits, row.row, no_cut()}, stats, row.temperature);
+  const Cut<float> cut =
+      !row.valid ? no_cut()
+                 : find_cut(draws, a.top_k.at(row.row), a.top_p.at(row.row), a.min_p.at(row.row),
+                            bins, memory + threadIdx.x / 32 * SharedTile::kSize);
+  if (threadIdx.x == 0) w.cuts[out] = cut;
 }
-
-// The race of a tile. E >= v >= w 2^-24, w the upper 24 bits, bounds a score from above; only
-// tokens whose bound reaches the score of the one with the greatest bound are scored, in float64
-// with all 64 bits (kernels/cpu/row_draws.h has the inequality and the slack).
-template <class T>
-class TileRace {
- public:
-  RF_DEVICE TileRace(WarpTile<T, 4>& logits, const OutputRow<T>& row, uint32_t first_block)
-      : logits_(logits), row_(row), first_block_(first_block) {}
-
-  RF_DEVICE Racer run(uint32_t draw, int64_t first) const {
-    float bound[kPerLane];
-    bounds(draw, bound);
-    float top = -INFINITY;
-#pragma unroll
-    for (int k = 0; k < kPerLane; ++k) top = fmaxf(top, bound[k]);
-    top = warp_max(top);
-    Racer best{-INFINITY, 0};
-    if (top == -INFINITY) return best;
-    int leader = kTile;
-#pragma unroll
-    for (int k = kPerLane - 1; k >= 0; --k) leader = bound[k] == top ? logits_.token(k) : leader;
-    leader = warp_min(leader);
-    const int owner = leader % 128 / 4;
-    if (static_cast<int>(threadIdx.x % 32) == owner) try_token(slot(leader), draw, first, &best);
-    best.score = shuffle(best.score, owner);
-    best.token = shuffle(best.token, owner);
-    if (row_.greedy) return best;  // the first of the greatest
-    const float reach = static_cast<float>(best.score - 0x1p-20 * (fabs(best.score) + 220.0));
-    uint32_t left = 0;
-#pragma unroll
-    for (int k = 0; k < kPerLane; ++k)
-      left |= static_cast<uint32_t>(bound[k] >= reach && logits_.token(k) != leader) << k;
-    while (left != 0) {
-      const int k = lowest_bit(left);
-      left &= left - 1;
-      try_token(k, draw, first, &best);
-    }
-    for (int flip = 16; flip > 0; flip /= 2)
-      keep_better({shuffle_xor(best.score, flip), shuffle_xor(best.token, flip)}, &best);
-    return best;
-  }
-
-  // The greater score, of equal ones the lower token.
-  RF_DEVICE static void keep_better(const Racer& other, Racer* best) {
-    if (other.score > best->score || (other.score == best->score && other.token < best->token))
-      *best = other;
-  }
-
- private:
-  RF_DEVICE static int slot(int token) { return token / 128 * 4 + token % 4; }
-
-  RF_DEVICE void bounds(uint32_t draw, float (&bound)[kPerLane]) const {
-    const float slope = static_cast<float>(1.0 / row_.temperature);
-    const float per_bit = static_cast<float>(-0.6931471805599453 * 0x1p-23);
-    const float at_zero = static_cast<float>(0.6931471805599453 * 151.0);
-    // In halves: eight Philox blocks side by side would not fit the registers.
-    constexpr int kHalf = kPerLane / 2;
-#pragma unroll 1
-    for (int half = 0; half < 2; ++half, rotate<kHalf>(bound), rotate<kHalf>(logits_.z)) {
-#pragma unroll
-      for (int k = 0; k < kHalf; k += 4) {
-        const Words words = words_of((half * kHalf + k) / 4, race_high_domain(), draw);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float z = logits_.z[k + e], w = static_cast<float>(words.r[e] >> 8);
-          int32_t bits;
-          memcpy(&bits, &w, sizeof bits);
-          const float score = fmaf(static_cast<float>(bits), per_bit, fmaf(z, slope, at_zero));
-          bound[k + e] = row_.greedy ? z : score;
-        }
-      }
-    }
-  }
-
-  RF_DEVICE static uint32_t word(const Words& w, int e) {  // an index would put w into memory
-    const uint32_t low = e == 0 ? w.r[0] : w.r[1], high = e == 2 ? w.r[2] : w.r[3];
-    return e < 2 ? low : high;
-  }
-
-  RF_DEVICE Words words_of(int q, uint32_t domain, uint32_t draw) const {
-    const uint32_t j = first_block_ + threadIdx.x % 32 + 32 * q;
-    return block<kWordRounds>(row_.key, row_.stream_row, j, draw, domain);
-  }
-
-  RF_DEVICE void try_token(int k, uint32_t draw, int64_t first, Racer* best) const {
-    float z = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) z = i == k ? logits_.z[i] : z;
-    double score = z;
-    if (!row_.greedy) {
-      const uint32_t high = word(words_of(k / 4, race_high_domain(), draw), k % 4);
-      const uint32_t low = word(words_of(k / 4, race_low_domain(), draw), k % 4);
-      score = score / row_.temperature - log64(race_exponential(high, low));
-    }
-    keep_better({score, first + logits_.token(k)}, best);
-  }
-
-  WarpTile<T, 4>& logits_;
-  const OutputRow<T>& row_;
-  uint32_t first_block_;
-};
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -243,20 +120,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <class T>
-RF_DEVICE Racer best_of_tiles(const Racer* racers, int tiles) {
-  Racer best{-INFINITY, 0};
-  for (int t = threadIdx.x % 32; t < tiles; t += 32) TileRace<T>::keep_better(racers[t], &best);
-  for (int flip = 16; flip > 0; flip /= 2)
-    TileRace<T>::keep_better({shuffle_xor(best.score, flip), shuffle_xor(best.token, flip)}, &best);
-  return best;
-}
-
 // What decoding rules rank positions by; the formulas are those of RowFacts and TokenFacts in
 // kernels/cpu/row_draws.h.
 template <class T>
-RF_DEVICE void write_facts(const CategoricalArgs<T>& a, const RowDraws<T>& draws, bool valid,
-                           int64_t unit, int64_t token) {
+RF_DEVICE void write_facts(const CategoricalArgs<T>& a, const RowDraws<CutRow<T>>& draws,
+                           const SharedTile& shared, bool valid, int64_t unit, int64_t token) {
   float z;
   const float nan = NAN;
   float margin = nan, entropy = nan, logprob = nan, log_odds = nan, lse = draws.max;
@@ -265,7 +133,7 @@ RF_DEVICE void write_facts(const CategoricalArgs<T>& a, const RowDraws<T>& draws
       margin = INFINITY, entropy = 0.0f, logprob = 0.0f, log_odds = INFINITY;
   } else {
     const int64_t best = draws.first_maximum();
-    const double rest = draws.mass_beside(best, &z), total = 1.0 + rest;
+    const double rest = draws.mass_beside(best, &z, shared), total = 1.0 + rest;
     double second = 0.0, dot = 0.0;
     for (int t = threadIdx.x % 32; t < a.logits.tiles(); t += 32) {
       const TileStats<float> tile = draws.tiles[t];
@@ -281,7 +149,7 @@ RF_DEVICE void write_facts(const CategoricalArgs<T>& a, const RowDraws<T>& draws
     lse = static_cast<float>(double{draws.max} / draws.temperature + log_total);
     margin = static_cast<float>(log((total + 1.0 - second) / (rest + second)));
     entropy = static_cast<float>(log_total - dot / total);
-    const double beside = draws.mass_beside(token, &z);
+    const double beside = draws.mass_beside(token, &z, shared);
     const double x = (double{z} - double{draws.max}) * draws.inverse;
     logprob = static_cast<float>(x - log_total);
     log_odds = static_cast<float>(x - log(beside));
@@ -309,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t out = unit / a.num_samples;
     const Cut<float> cut = a.filters ? w.cuts[out] : no_cut();
     const TileStats<float>* const stats = a.measures() ? w.stats + out * tiles : nullptr;
-    return RowDraws<T>(a.logits, row.row, stats, cut, row.temperature, shared);
+    return RowDraws<CutRow<T>>({a.logits, row.row, cut}, stats, row.temperature);
   };
   const auto words_of = [&](int64_t unit, const OutputRow<T>& row) {
     return block<kWordRounds>(row.key, row.stream_row, 0,
@@ -318,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // A warp a draw.
   const int64_t units = a.count * a.num_samples, unit = first_unit + warp;
   const OutputRow<T> row = row_of(min(unit, units - 1));
-  const RowDraws<T> draws = draws_of(min(unit, units - 1), row);
+  const RowDraws<CutRow<T>> draws = draws_of(min(unit, units - 1), row);
   const bool by_mass = !a.race && unit < units && row.valid && !row.greedy && draws.finite();
   const Words words = words_of(unit, row);
   int tile = by_mass ? draws.tile_of(coin53(words.r[0], words.r[1])) : 0;
@@ -332,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = 0; i < kWarps; ++i) {
     if (!(undecided >> i & 1)) continue;
     __syncthreads();
-    const RowDraws<T> other = draws_of(first_unit + i, row_of(first_unit + i));
+    const RowDraws<CutRow<T>> other = draws_of(first_unit + i, row_of(first_unit + i));
     for (int t = warp; t < tiles; t += kWarps) {
       const double sum = other.exact_sum(t);
       if (threadIdx.x % 32 == 0) sums[t] = sum;
@@ -344,9 +212,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Racer winner{0.0, -1};
   if (row.valid && a.race) {
-    winner = best_of_tiles<T>(w.racers + unit * tiles, tiles);
+    winner = best_of_tiles(w.racers + unit * tiles, tiles);
   } else if (by_mass) {
-    winner.token = draws.token_in(tile, coin53(words.r[2], words.r[3]));
+    winner.token = draws.token_in(tile, coin53(words.r[2], words.r[3]), shared);
   } else if (row.valid) {
     winner.token = draws.first_maximum();
   }
@@ -354,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     a.tokens[unit] = row.valid ? a.logits.col_offset + winner.token : -1;
     if (a.score) a.score[unit] = row.valid ? winner.score : NAN;
   }
-  if (a.margin) write_facts(a, draws, row.valid, unit, winner.token);
+  if (a.margin) write_facts(a, draws, shared, row.valid, unit, winner.token);
 }
 
 }  // namespace randfuse::cuda

@@ -9,11 +9,6 @@
 
 namespace randfuse::cuda {
 
-struct Racer {
-  double score;
-  int64_t token;
-};
-
 template <class T>
 struct CategoricalArgs {
   LogitRows<T> logits;

@@ -26,7 +26,7 @@ struct CutFinder {
   double units;                   // weights are counted in 1 / units
   Bin* bins;                      // (kBins,), shared by the block
   double* memory;                 // a SharedTile of the warp's own
-  Cut<float> cut{-INFINITY, kMaxVocab};
+  Cut<float> cut;
 
   // In the order of Cut, counts (top_k) or weights (top_p) added up: the first token at which the
   // sum reaches `budget`, a number of tokens or a fraction of the row's weight.
@@ -129,5 +129,23 @@ struct CutFinder {
     return int64_t{p.at} * kTile + in.at;
   }
 };
+
+// The cut of top_k, top_p and min_p together, found by a block; what lies outside their ranges is
+// clamped.
+template <class T>
+RF_DEVICE Cut<float> find_cut(const RowDraws<CutRow<T>>& draws, int64_t top_k, double top_p,
+                              double min_p, Bin* bins, double* memory) {
+  const LogitRows<T>& rows = draws.row.rows;
+  CutFinder<T> finder{rows, draws.row.row, draws.tiles, {draws.max, draws.inverse},
+                      1.0,  bins,          memory,      no_cut()};
+  if (!draws.finite()) return finder.cut;
+  // 2^61 over the power of two below the row's weight, which is known to 2^-18.
+  const int64_t exponent = to_bits(draws.total_mass()) >> 52;
+  finder.units = from_bits((int64_t{1023 + 61 + 1023} - exponent) << 52);
+  if (top_k < rows.vocab) finder.template reach<true>(static_cast<double>(top_k > 1 ? top_k : 1));
+  if (top_p < 1.0) finder.template reach<false>(fmax(top_p, 0.0));
+  if (min_p > 0.0) finder.at_least(fmin(min_p, 1.0));
+  return finder.cut;
+}
 
 }  // namespace randfuse::cuda

@@ -54,6 +54,7 @@ RF_DEVICE int lowest_bit(uint32_t bits) {  // of bits != 0
   while (!(bits >> at & 1)) ++at;
   return at;
 }
+RF_DEVICE Cut<float> no_cut() { return {-INFINITY, kMaxVocab}; }
 
 RF_DEVICE float widen(const float* p) { return *p; }
 template <class T>
@@ -77,15 +78,26 @@ RF_DEVICE void unpack_run(const Run<2 * kRun>& run, const T*, float* v) {
 // The registers of a lane, moved on by kBy: a loop that takes the first kBy of them and rotates
 // needs no index known at compile time but 0 ... kBy - 1, and so neither 32 copies of its body nor
 // memory.
-template <int kBy>
-RF_DEVICE void rotate(float (&v)[kPerLane]) {
+template <int kBy, int kSize>
+RF_DEVICE void rotate(float (&v)[kSize]) {
   float first[kBy];
 #pragma unroll
   for (int k = 0; k < kBy; ++k) first[k] = v[k];
 #pragma unroll
-  for (int k = 0; k < kPerLane - kBy; ++k) v[k] = v[k + kBy];
+  for (int k = 0; k < kSize - kBy; ++k) v[k] = v[k + kBy];
 #pragma unroll
-  for (int k = 0; k < kBy; ++k) v[kPerLane - kBy + k] = first[k];
+  for (int k = 0; k < kBy; ++k) v[kSize - kBy + k] = first[k];
+}
+
+// The columns of a token add up at `temperature`.
+template <class T>
+RF_DEVICE float joined_columns(const T* row, const ColumnMap& columns, int64_t token,
+                               double temperature) {
+  float z = -INFINITY;
+#pragma unroll 1
+  for (int64_t c = columns.starts[token]; c < columns.starts[token + 1]; ++c)
+    z = joined(z, widen(row + columns.column[c]), temperature);
+  return z;
 }
 
 template <class T, int kRun>
@@ -131,12 +143,42 @@ struct WarpTile {
     }
   }
 
+  // Of a row over other columns.
+  RF_DEVICE WarpTile(const LogitRows<T>& rows, int64_t row, int tile, const ColumnMap& columns,
+                     double temperature)
+      : head(0) {
+    const int64_t first = int64_t{tile} * kTile;
+    n = static_cast<int>(rows.vocab - first < kTile ? rows.vocab - first : kTile);
+#pragma unroll 1
+    for (int k = 0; k < kPerLane; ++k, rotate<1>(z)) {
+      const int t = token(k);
+      z[0] = t < n
+                 ? joined_columns(rows.logits + row * rows.stride, columns, first + t, temperature)
+                 : -INFINITY;
+    }
+  }
+
   // Place in the tile of the k-th logit; those from n on are -inf.
   RF_DEVICE int token(int k) const {
     const int run = threadIdx.x % 32 + k / kRun * 32, e = k % kRun;
     if (head == 0) return run * kRun + e;
     if (run > 0) return run * kRun + e + head - kRun;
     return e < head ? e : kTile - kRun + e;
+  }
+
+  // A token is left out.
+  RF_DEVICE void drop(int token) {
+    const int found = slot(token);
+#pragma unroll
+    for (int k = 0; k < kPerLane; ++k) z[k] = k == found ? -INFINITY : z[k];
+  }
+
+  // The first token with this logit, which there is.
+  RF_DEVICE int first_equal(float logit) const {
+    int first = kTile;
+#pragma unroll
+    for (int k = 0; k < kPerLane; ++k) first = z[k] == logit ? min(first, token(k)) : first;
+    return warp_min(first);
   }
 
   // The other way round: k, or -1 where another lane has the token.
@@ -186,9 +228,7 @@ struct WarpTile {
     uint32_t hits = __ballot_sync(kAll, inside);
     for (int lane = 0; hits != 0; ++lane, hits >>= 1) {
       if (!(hits & 1)) continue;
-      const int found = slot(shuffle(static_cast<int>(at), lane));
-#pragma unroll
-      for (int k = 0; k < kPerLane; ++k) z[k] = k == found ? -INFINITY : z[k];
+      drop(shuffle(static_cast<int>(at), lane));
     }
   }
 };

@@ -35,4 +35,15 @@ struct LogitRows {
   RF_HD int tiles() const { return static_cast<int>((vocab + kTile - 1) / kTile); }
 };
 
+// The columns that mean token v are column[starts[v]], ..., column[starts[v + 1] - 1].
+struct ColumnMap {
+  const int64_t* starts;  // (V + 1,); null: column v is token v
+  const int64_t* column;  // ascending within a token
+};
+
+struct Racer {
+  double score;
+  int64_t token;
+};
+
 }  // namespace randfuse::cuda

@@ -94,6 +94,7 @@ RF_DEVICE Place first_place(int count, const Weight& weight, const Passes& passe
   double own = 0.0;
   for (int t = begin; t < end; ++t) own += weight(t);
   double total = 0.0, start = 0.0;
+#pragma unroll 4
   for (int l = 0; l < 32; ++l) {
     if (l == lane) start = total;
     total += shuffle(own, l);
@@ -154,33 +155,40 @@ class SharedTile {
     return warp_sum(sum);
   }
 
-  RF_DEVICE int first_equal(float z) const {
-    int found = kTile;
-    const int begin = threadIdx.x % 32 * 32;
-    for (int t = begin + 31; t >= begin; --t) found = (*this)[t] == double{z} ? t : found;
-    return warp_min(found);
-  }
-
  private:
   double* at_;
 };
 
-// A warp's view of one row whose tiles have been measured.
+// A row as a warp reads it.
 template <class T>
-struct RowDraws {
+struct CutRow {
   const LogitRows<T>& rows;
   int64_t row;
-  const TileStats<float>* tiles;  // (rows.tiles(),); null: a race was all, and nothing is known
   Cut<float> cut;
-  double temperature, inverse;  // > 0; 1 / temperature
-  SharedTile shared;
-  float max = -INFINITY;
-  bool has_nan = false;
 
-  RF_DEVICE RowDraws(const LogitRows<T>& r, int64_t row_, const TileStats<float>* stats,
-                     const Cut<float>& c, double t, SharedTile memory)
-      : rows(r), row(row_), tiles(stats), cut(c), temperature(t), inverse(1.0 / t), shared(memory) {
-    for (int i = threadIdx.x % 32; tiles && i < rows.tiles(); i += 32) {
+  RF_DEVICE int tiles() const { return rows.tiles(); }
+  RF_DEVICE WarpTile<T, 4> read(int tile) const { return {rows, row, tile, cut}; }
+  RF_DEVICE int first_equal(int tile, float z) const { return read(tile).first_equal(z); }
+  RF_DEVICE void fill(int tile, const SharedTile& shared) const { shared.fill(read(tile)); }
+  RF_DEVICE double weigh(int tile, const RowWeight& weight) const {
+    WarpTile<T, 4> logits = read(tile);
+    return tile_weight(logits, weight);
+  }
+};
+
+// A warp's view of one row whose tiles have been measured.
+template <class Row>
+struct RowDraws {
+  Row row;
+  const TileStats<float>* tiles;  // (count,); null: nothing was measured
+  int count;
+  double temperature, inverse;  // > 0; 1 / temperature
+  float max = -INFINITY;
+  int has_nan = 0;  // nvcc copies the padding after a bool through local memory
+
+  RF_DEVICE RowDraws(const Row& r, const TileStats<float>* stats, double t)
+      : row(r), tiles(stats), count(r.tiles()), temperature(t), inverse(1.0 / t) {
+    for (int i = threadIdx.x % 32; tiles && i < count; i += 32) {
       max = fmaxf(max, tiles[i].max);
       has_nan = has_nan || tiles[i].has_nan;
     }
@@ -189,24 +197,28 @@ struct RowDraws {
   }
 
   RF_DEVICE bool finite() const { return max - max == 0.0f; }
-  RF_DEVICE WarpTile<T, 4> read(int tile) const { return {rows, row, tile, cut}; }
   RF_DEVICE double mass(int tile) const { return tile_mass(tiles[tile], max, inverse); }
+  RF_DEVICE double total_mass() const {
+    double whole = 0.0;
+#pragma unroll 1
+    for (int t = threadIdx.x % 32; t < count; t += 32) whole += mass(t);
+    return warp_sum(whole);
+  }
 
   RF_DEVICE int64_t first_maximum() const {
     if (max == -INFINITY) return 0;
-    int first = rows.tiles();
-    for (int i = threadIdx.x % 32; i < rows.tiles(); i += 32)
+    int first = count;
+    for (int i = threadIdx.x % 32; i < count; i += 32)
       first = tiles[i].max == max && i < first ? i : first;
     first = warp_min(first);
-    shared.fill(read(first));
-    return int64_t{first} * kTile + shared.first_equal(max);
+    return int64_t{first} * kTile + row.first_equal(first, max);
   }
 
   // The tile in which the running mass passes u times the whole; -1 where only float64 sums of the
   // tiles can tell. The edges at 0 and at the whole do not move.
   RF_DEVICE int tile_of(double u) const {
     const Place p = first_place(
-        rows.tiles(), [&](int t) { return mass(t); },
+        count, [&](int t) { return mass(t); },
         [&](double prefix, double total) { return prefix > u * total; });
     const double target = u * p.total, slack = kSumError * p.total;
     const bool sure = (p.before == 0.0 || target - p.before >= slack) &&
@@ -215,22 +227,22 @@ struct RowDraws {
   }
   // The same by sums that are float64's.
   RF_DEVICE int tile_of(double u, const double* sums) const {
-    const auto exact_mass = [&](int t) {
-      return sums[t] == 0.0 ? 0.0 : sums[t] * weight64(tiles[t].max, max, inverse);
-    };
-    return first_place(rows.tiles(), exact_mass,
-                       [&](double prefix, double total) { return prefix > u * total; })
+    return first_place(
+               count, [&](int t) { return exact_mass(t, sums); },
+               [&](double prefix, double total) { return prefix > u * total; })
         .at;
+  }
+  RF_DEVICE double exact_mass(int t, const double* sums) const {
+    return sums[t] == 0.0 ? 0.0 : sums[t] * weight64(tiles[t].max, max, inverse);
   }
   RF_DEVICE double exact_sum(int tile) const {
     const float top = tiles[tile].max;
     if (top - top != 0.0f) return 0.0;
-    WarpTile<T, 4> logits = read(tile);
-    return tile_weight(logits, RowWeight{top, inverse});
+    return row.weigh(tile, RowWeight{top, inverse});
   }
 
-  RF_DEVICE int64_t token_in(int tile, double v) const {
-    shared.fill(read(tile));
+  RF_DEVICE int64_t token_in(int tile, double v, const SharedTile& shared) const {
+    row.fill(tile, shared);
     shared.weigh({tiles[tile].max, inverse});
     const Place p = first_place(
         kTile, [&](int t) { return shared[t]; },
@@ -240,11 +252,11 @@ struct RowDraws {
 
   // Sum of exp((z - max) / T) over all tokens but one, never as a difference; the logit of that
   // one.
-  RF_DEVICE double mass_beside(int64_t token, float* z) const {
+  RF_DEVICE double mass_beside(int64_t token, float* z, const SharedTile& shared) const {
     const int own = static_cast<int>(token / kTile), at = static_cast<int>(token % kTile);
     double others = 0.0;
-    for (int i = threadIdx.x % 32; i < rows.tiles(); i += 32) others += i == own ? 0.0 : mass(i);
-    shared.fill(read(own));
+    for (int i = threadIdx.x % 32; i < count; i += 32) others += i == own ? 0.0 : mass(i);
+    row.fill(own, shared);
     *z = static_cast<float>(shared[at]);
     __syncwarp();
     return warp_sum(others) + shared.weigh({max, inverse}, at);

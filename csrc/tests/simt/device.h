@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "cuda_runtime_api.h"
 #include "executor.h"
@@ -39,10 +40,13 @@ inline uint32_t __ballot_sync(unsigned, bool predicate, RF_SITE) {
 }
 template <class T>
 T atomicAdd(T* p, T v) {  // fibers switch only at collectives
-  const T old = *p;
-  *p += v;
-  return old;
+  return std::exchange(*p, *p + v);
 }
+template <class T>
+T atomicMax(T* p, T v) {
+  return std::exchange(*p, std::max(*p, v));
+}
+inline void __threadfence() {}
 
 namespace randfuse::cuda {
 
@@ -54,7 +58,6 @@ template <int kPending>
 void cp_async_wait() {
   simt::async_wait(kPending);
 }
-
 inline void store_words(void* to, const Words& v) { *static_cast<Words*>(to) = v; }
 inline int64_t load_constant(const int64_t* p) { return *p; }
 inline float exp2_approx(float x) { return std::exp2(x); }
@@ -89,10 +92,7 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   }
 }
 
-inline cudaError_t multiprocessor_count(int* count) {
-  *count = simt::multiprocessors;
-  return cudaSuccess;
-}
+inline cudaError_t multiprocessor_count(int* n) { return *n = simt::multiprocessors, cudaSuccess; }
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, size_t shared_bytes,

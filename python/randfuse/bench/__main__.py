@@ -12,7 +12,7 @@ import torch
 
 from ..testing import guard_onednn
 from . import BenchError, case, compare, env, report, results, run, table
-from .variants import BACKENDS, PLAIN, backend_problem
+from .variants import BACKENDS, PLAIN, PUBLIC, backend_problem, public_problem
 
 # Large outputs come from fresh pages on every call, and the faults cost more than the kernel, unless glibc keeps its
 # memory. All variants run under the same setting.
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--shape", type=sizes, action="append", metavar="N,…", help="this shape instead (with one --op)")
         p.add_argument("--dtype", type=words, metavar="DTYPE,…", help=", ".join(case.DTYPES))
         p.add_argument("--pass", dest="phase", type=words, metavar="PASS,…", help=", ".join(case.PASSES))
-    p.add_argument("--backend", type=words, metavar="NAME,…", help=f"{', '.join(PLAIN)} and randfuse's own (see list)")
+    p.add_argument("--backend", type=words, metavar="NAME,…", help=f"{', '.join((*PLAIN, *PUBLIC))} and randfuse's own")
     p.add_argument("--threads", type=lambda t: [int(n) for n in t.split(",")], metavar="N,…", help="CPU threads")
     p.add_argument("--rounds", type=int, help="samples of each variant")
     cache = p.add_mutually_exclusive_group()
@@ -89,16 +89,17 @@ def command_list(args: argparse.Namespace) -> int:
     for job in run.jobs(cases := case.load(), options(args, cases)):
         print(job.identifier)
     print("\nvariants: " + ", ".join(PLAIN))
-    for name in BACKENDS[args.device]:
-        problem = backend_problem(args.device, name)
-        print(f"randfuse {name}: {'available' if problem is None else problem}")
+    problems = {name: public_problem(args.device, name) for name in PUBLIC}
+    problems |= {f"randfuse {name}": backend_problem(args.device, name) for name in BACKENDS[args.device]}
+    for name, problem in problems.items():
+        print(f"{name}: {'available' if problem is None else problem}")
     return 0
 
 
 def command_run(args: argparse.Namespace) -> int:
     cases = case.load()
     chosen = options(args, cases)
-    names = [*PLAIN, *dict.fromkeys(n for per_device in BACKENDS.values() for n in per_device)]
+    names = [*PLAIN, *PUBLIC, *dict.fromkeys(n for per_device in BACKENDS.values() for n in per_device)]
     _known("--backend", args.backend, names)
     chosen.backends, chosen.cold, chosen.rounds = args.backend, args.cold, args.rounds
     chosen.threads = args.threads or chosen.threads

@@ -59,7 +59,10 @@ class AnyCase(ABC):
 
     @abstractmethod
     def baselines(self) -> dict[str, Forward]:
-        """Other ways, by name. "eager" must be there; it is also what torch.compile is given."""
+        """Other ways, by name. "eager" must be there; it is also what torch.compile is given.
+
+        Kernels of other packages stand in `variants.PUBLIC` and import them when called.
+        """
 
     @abstractmethod
     def floor(self, inputs: Inputs) -> Tensor:

@@ -78,14 +78,21 @@ def _assert_sane(case: Case, inputs: Inputs, out: Tensor, grads: dict[str, Tenso
 
 
 def check_tokens(case: SamplerCase, forward: Forward, inputs: Inputs, *, expected: Tensor | None) -> None:
-    """Raise GateError unless `forward` yields `expected`, or, being another sampler, an allowed token for every row."""
+    """Raise GateError unless `forward` yields `expected`, or, being another sampler, an allowed token for every row.
+
+    Others may leave places after the last token undefined, and yield with the tokens how many of a row count.
+    """
     try:
         logits = case.logits(inputs)
-        out = forward(inputs).reshape(logits.shape[:-1])
+        out = forward(inputs)
+        if isinstance(out, tuple):
+            tokens, counts = out
+            out = tokens.where(torch.arange(tokens.shape[1], device=tokens.device) < counts.unsqueeze(-1), -1)
+        out = out.reshape(logits.shape[:-1])
         if expected is not None:
             assert_bitwise_equal(out, expected, name="tokens")
         emitted = out >= 0  # places after the last token hold -1
-        of_tokens = logits.gather(-1, out.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        of_tokens = logits.gather(-1, out.clamp(min=0).long().unsqueeze(-1)).squeeze(-1)
         assert emitted.reshape(len(out), -1)[:, 0].all(), "a row must have a token"
         assert (of_tokens[emitted] > -torch.inf).all(), "a token of no probability was drawn"
     except AssertionError as error:

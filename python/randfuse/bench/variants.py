@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -31,6 +32,11 @@ PLAIN = (
     "compile",
     "floor",
 )
+PUBLIC = {  # kernels of others, for GPUs only: the package each comes with, as it is imported and as it is installed
+    "flashinfer": ("flashinfer", "flashinfer-python"),
+    "flashinfer_probs": ("flashinfer", "flashinfer-python"),
+    "vllm": ("vllm", "vllm"),
+}
 
 
 @dataclass
@@ -50,7 +56,8 @@ def choice(device: str, preset: str, asked: list[str] | None) -> list[str]:
     kernels = [b for b in BACKENDS[device] if b != "reference"]
     if all(unavailable(b) for b in kernels if b != "auto"):
         kernels.append("reference")
-    return [n for n in PLAIN if not (n == "compile" and preset == "smoke")] + kernels
+    plain = [n for n in PLAIN if not (n == "compile" and preset == "smoke")]
+    return plain + (list(PUBLIC) if device == "cuda" else []) + kernels
 
 
 def variants(case: AnyCase, device: str, names: list[str]) -> list[Variant]:
@@ -63,8 +70,8 @@ def variants(case: AnyCase, device: str, names: list[str]) -> list[Variant]:
         elif name == "compile":
             found.append(_compiled(baselines["eager"]))
         elif name in baselines:
-            found.append(Variant(name, baselines[name], nullcontext()))
-        elif name not in PLAIN:
+            found.append(Variant(name, baselines[name], nullcontext(), problem=public_problem(device, name)))
+        elif name not in PLAIN and name not in PUBLIC:
             found.append(_fused(case, device, name))
     return found
 
@@ -79,6 +86,16 @@ def _fused(case: AnyCase, device: str, backend: str) -> Variant:
     problem = backend_problem(device, backend)
     context = nullcontext() if problem else use_backend(backend)
     return Variant(name, case.randfuse, context, fused=True, problem=problem)
+
+
+def public_problem(device: str, name: str) -> str | None:
+    """Why a kernel of others cannot be measured on a device; None if it can, or is torch's."""
+    if name not in PUBLIC:
+        return None
+    module, package = PUBLIC[name]
+    if device != "cuda":
+        return "runs on GPUs only; use --device cuda"
+    return None if find_spec(module) else f"{module} is not installed; `pip install {package}`"
 
 
 def backend_problem(device: str, backend: str) -> str | None:

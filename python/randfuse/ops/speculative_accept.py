@@ -1,7 +1,4 @@
-"""`speculative_accept`: which drafted tokens stand, and the token after them, from raw logits in one call.
-
-No CUDA kernel yet: on a GPU Triton's runs.
-"""
+"""`speculative_accept`: which drafted tokens stand, and the token after them, from raw logits in one call."""
 
 from __future__ import annotations
 

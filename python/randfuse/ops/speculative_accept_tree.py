@@ -1,18 +1,22 @@
 """`speculative_accept_tree`: a tree of drafts, verified by the target's own draw at each node.
 
-Composed of `categorical_sample_with_stats`, so it has no reference, binding or kernel of its own.
+The draws are `categorical_sample_with_stats`'s; two small ops stand around them: `tree_keys`, the keys that the nodes
+draw with, and `accept_path`, which follows the draws. No CUDA kernels by design: on a GPU Triton's run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import _checks, _sampling, keys
+from .._backends import call
+from .._registry import rules
 from .categorical_sample import CategoricalStats, categorical_sample_with_stats
 
 
@@ -55,7 +59,8 @@ def speculative_accept_tree(
     Args:
         target_logits: (B, N+1, V): node 0 is the root, the text so far; node n ≥ 1 is draft n − 1.
         draft_token_ids: int64 (B, N); −1 and other ids outside [0, V) never match.
-        parents: int64 (B, N): node below which draft n hangs, in [0, n]: a parent comes before its children.
+        parents: int64 (B, N): node below which draft n hangs, in [0, n]: a parent comes before its children. On a GPU,
+            where it cannot be checked, one that does not counts as 0.
         temperature, top_k, top_p, min_p: as in `categorical_sample`; numbers or tensors () or (B,).
         bitmask: int32 (B, N+1, ⌈V/32⌉), tokens that each node may emit.
         positions: int64 (B,), place in the text of the token drawn at the root, default 0. The draw at depth d has the
@@ -91,8 +96,8 @@ def speculative_accept_tree(
                          f"got {tuple(target_logits.shape)}")  # fmt: skip
     _sampling.integers(op, "parents", parents, torch.int64, device)
     _checks.shape(op, "parents", parents, (b, n), "(B, N)")
-    earlier = (parents >= 0) & (parents <= torch.arange(n, device=device))
-    if device.type == "cpu" and _sampling.readable(parents) and not bool(earlier.all()):
+    known = device.type == "cpu" and _sampling.readable(parents)
+    if known and not bool(((parents >= 0) & (parents <= torch.arange(n))).all()):
         raise ValueError(f"{op}: parents must be in [0, n] for draft n, got {parents.tolist()}")
     keys.check(op, key, generator, b, device)
     if key is not None and key.dim() and key.shape[0] != b:
@@ -108,27 +113,17 @@ def speculative_accept_tree(
     of_request = _sampling.parameters(op, (b,), device, temperature, top_k, top_p, min_p)
     warmth, *filters = (v if v is None or v.dim() == 0 else v.unsqueeze(-1).expand(b, n + 1) for v in of_request)
     key = keys.resolve(key, generator, device)
-    key = keys.fold_in(key, torch.arange(b, device=device)) if key.dim() == 0 else key
-
-    # Ancestors by doubling: after step k, `above` is 2^k nodes up (the root's is the root).
-    parent = torch.nn.functional.pad(parents.where(earlier, 0), (1, 0))
-    depth, above = torch.ones_like(parent), parent
-    depth[:, 0] = 0
-    for _ in range(n.bit_length()):
-        depth, above = depth + depth.gather(1, above), above.gather(1, above)
-    first = 0 if positions is None else positions.unsqueeze(-1)
-    node_keys = keys.fold_in(key.unsqueeze(-1), first + depth)
+    node_keys = call("tree_keys", key, positions, parents)
     draw = partial(
         categorical_sample_with_stats, target_logits, warmth, top_k=filters[0], top_p=filters[1], min_p=filters[2],
         bitmask=bitmask, method="race", key=node_keys.reshape(-1) if b else keys.key(0, device),
     )  # fmt: skip
     if device.type == "cpu" and _sampling.readable(target_logits):
-        drawn, visited = _walked(draw, draft_token_ids, parent)
+        drawn = _walked(draw, draft_token_ids, parents)
     else:
         facts = draw()
         drawn = Draws(facts.tokens, facts.logprob, facts.logsumexp)
-        visited = _path(drawn, draft_token_ids, parent)
-    return _emit(drawn, visited, depth, parent, draft_token_ids, vocab)
+    return AcceptedPath(*call("accept_path", *drawn, draft_token_ids, parents, vocab))
 
 
 class Draws(NamedTuple):
@@ -139,10 +134,10 @@ class Draws(NamedTuple):
     logsumexp: Tensor
 
 
-def _walked(draw: Callable[..., CategoricalStats], drafts: Tensor, parent: Tensor) -> tuple[Draws, Tensor]:
-    """Draws at the nodes of the paths alone and which these are, for a host that can see where a path ends."""
-    b, nodes = parent.shape
-    ids = torch.nn.functional.pad(drafts, (1, 0), value=-1)
+def _walked(draw: Callable[..., CategoricalStats], drafts: Tensor, parents: Tensor) -> Draws:
+    """Draws at the nodes of the paths alone, for a host that can see where a path ends."""
+    b, nodes = drafts.shape[0], drafts.shape[1] + 1
+    parent, ids = pad(parents, (1, 0)), pad(drafts, (1, 0), value=-1)  # the root holds no token
     rows = torch.arange(b) * nodes
     levels: list[tuple[Tensor, CategoricalStats]] = []
     while len(rows) or not levels:
@@ -158,36 +153,42 @@ def _walked(draw: Callable[..., CategoricalStats], drafts: Tensor, parent: Tenso
         values = torch.cat([getattr(drawn, name) for _, drawn in levels])
         return values.new_zeros(b * nodes).scatter(0, seen, values).view(b, nodes)
 
-    visited = torch.zeros(b * nodes, dtype=torch.bool).scatter(0, seen, True).view(b, nodes)
-    return Draws(*(whole(name) for name in Draws._fields)), visited
+    return Draws(*(whole(name) for name in Draws._fields))
 
 
-def _path(drawn: Draws, drafts: Tensor, parent: Tensor) -> Tensor:
-    """(B, N+1) nodes that the draws lead to: of children with the drawn token the first, below nodes with support."""
-    up = parent[:, 1:]
-    matches = (drafts == drawn.tokens.gather(1, up)) & (drawn.logsumexp != -torch.inf).gather(1, up)
-    twin = (up.unsqueeze(-1) == up.unsqueeze(-2)) & (matches.unsqueeze(-1) & matches.unsqueeze(-2))
-    visited = torch.nn.functional.pad(matches & ~twin.tril(-1).any(-1), (1, 0), value=True)
-    above = parent
-    for _ in range(drafts.shape[1].bit_length()):
-        visited, above = visited & visited.gather(1, above), above.gather(1, above)
-    return visited
+def _keys_fake(key: Tensor, positions: Tensor | None, parents: Tensor) -> Tensor:
+    return parents.new_empty((parents.shape[0], parents.shape[1] + 1))
 
 
-def _emit(drawn: Draws, visited: Tensor, depth: Tensor, parent: Tensor, drafts: Tensor, vocab: int) -> AcceptedPath:
-    """The visited nodes in order of depth, which has each of 0 … num_accepted once."""
-    node = torch.arange(depth.shape[1], device=depth.device).expand_as(depth)
-    place = depth.where(visited, depth.shape[1])  # those not visited go to a column that is cut off
+def _path_fake(tokens: Tensor, logprob: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    whole, per_request = tokens.shape, tokens.shape[:1]
+    new = tokens.new_empty
+    return new(whole), new(per_request), logprob.new_empty(whole), new(per_request), new(whole)
 
-    def along(values: Tensor, fill: float) -> Tensor:
-        padded = values.new_full((values.shape[0], values.shape[1] + 1), fill)
-        return padded.scatter(1, place, values)[:, :-1]
 
-    lse = drawn.logsumexp
-    bits = 1 * lse.isnan() + 2 * lse.isposinf() + 4 * lse.isneginf()
-    child = (drafts < -1) | (drafts >= vocab)
-    bad = 8 * (child & visited.gather(1, parent[:, 1:])).any(-1)
-    status = sum((bit * ((bits == bit) & visited).any(-1) for bit in (1, 2, 4)), start=bad)
-    return AcceptedPath(
-        along(drawn.tokens, -1), visited.sum(-1) - 1, along(drawn.logprob, 0.0), status, along(node, -1)
-    )
+def _requests(size: int, dim: int | None, x: Tensor) -> Tensor:
+    """(B, …) of each batch element -> (batch · B, …)."""
+    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+
+def _keys_vmap(info: Any, in_dims: tuple[Any, ...], key: Tensor, positions: Tensor | None, parents: Tensor) -> Any:
+    size = info.batch_size
+    b = parents.shape[0] if in_dims[2] is None else parents.movedim(in_dims[2], 0).shape[1]
+    key = key.expand(size, *key.shape) if in_dims[0] is None else key.movedim(in_dims[0], 0)
+    if key.dim() == 1:  # one a batch element, which serves all its requests
+        key = keys.fold_in(key.unsqueeze(-1), torch.arange(b, device=key.device))
+    if positions is not None:
+        positions = _requests(size, in_dims[1], positions)
+    out = call("tree_keys", key.flatten(), positions, _requests(size, in_dims[2], parents))
+    return out.unflatten(0, (size, b)), 0
+
+
+def _path_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    size = info.batch_size
+    tensors = [_requests(size, dim, x) for dim, x in zip(in_dims[:5], args[:5], strict=True)]
+    out = call("accept_path", *tensors, args[5])
+    return tuple(x.unflatten(0, (size, len(x) // size)) for x in out), (0,) * len(out)
+
+
+rules("tree_keys", _keys_fake, vmap=_keys_vmap)
+rules("accept_path", _path_fake, vmap=_path_vmap)

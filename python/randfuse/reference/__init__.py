@@ -26,6 +26,7 @@ from .multi_sample_scale import multi_sample_scale
 from .random_words import random_words
 from .sparse_sketch import csr_sketch, sparse_sketch, sparse_sketch_adjoint, sparse_sketch_entries
 from .speculative_accept import speculative_accept
+from .speculative_accept_tree import accept_path, tree_keys
 
 FUNCTIONS: dict[str, Callable] = {
     f.__name__: f
@@ -70,5 +71,7 @@ FUNCTIONS: dict[str, Callable] = {
         sparse_sketch_entries,
         csr_sketch,
         speculative_accept,
+        accept_path,
+        tree_keys,
     )
 }
