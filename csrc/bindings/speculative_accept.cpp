@@ -280,8 +280,8 @@ Outputs run_cuda(const Arguments& a) {
   const CudaRowParameter<double> draft_warmth(kOp, "draft_temperature", a.draft_temperature,
                                               c.requests, device, NAN, kWarm,
                                               SamplingParameters::warm);
-  const Tensor target = matrix_of(a.target_logits);
-  const Tensor draft = a.draft_logits.has_value() ? matrix_of(*a.draft_logits) : Tensor();
+  const Tensor target = with_row_layout(a.target_logits);
+  const Tensor draft = a.draft_logits.has_value() ? with_row_layout(*a.draft_logits) : Tensor();
   const auto whole = a.target_logits.options().dtype(at::kLong);
   const Tensor starts =
       c.columns ? at::searchsorted(c.columns->token, at::arange(c.shape.cols + 1, whole))
@@ -291,12 +291,13 @@ Outputs run_cuda(const Arguments& a) {
     cuda::AcceptArgs<T> args{};
     c.fill(args, out<float>(c.logprobs));
     args.target.logits = in<T>(target);
-    args.target.stride = row_stride(target);
+    args.target.stride = target.stride(-2);
+    args.target_step = target.stride(0);
     args.target.rows = c.shape.rows;
     if (draft.defined()) {
       args.draft.logits = in<T>(draft);
-      args.draft.stride = row_stride(draft);
-      args.draft.rows = c.requests * c.drafts;
+      args.draft.stride = draft.stride(-2);
+      args.draft_step = draft.stride(0);
     }
     if (c.columns) args.columns = {data<int64_t>(starts), data<int64_t>(c.columns->column)};
     args.temperature = parameters.temperature;

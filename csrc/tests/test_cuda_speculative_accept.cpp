@@ -27,7 +27,7 @@ struct Case {
 // Inputs of both implementations, and what one of them found.
 template <class T>
 struct Step {
-  Matrix<T> target, draft;
+  Matrix<T> target, draft;  // K + 1 rows a request, the last of a draft in nobody's view
   std::vector<int64_t> ids, keys, positions, counts, cu, top_k, token, column, starts;
   std::vector<double> temperature, draft_temperature, top_p, min_p, target_lse, draft_lse;
   std::vector<int32_t> bitmask;
@@ -36,8 +36,7 @@ struct Step {
 
   explicit Step(const Case& c)
       : target(c.requests * (c.drafts + 1), c.vocab, c.vocab + (c.ragged ? 3 : 0), 1),
-        draft(std::max<int64_t>(c.requests * c.drafts, 1), c.map ? 90 : c.vocab,
-              c.map ? 90 : c.vocab + 1, 2),
+        draft(target.rows, c.map ? 90 : c.vocab, c.map ? 90 : c.vocab + 1, 2),
         width(c.map ? 90 : c.vocab),
         words((c.vocab + 31) / 32) {
     std::mt19937 bits(7);
@@ -46,7 +45,7 @@ struct Step {
     for (T& v : target.data) v = from_float<T>(2.0f * to_float(v));
     for (int64_t r = 0; r < c.requests * c.drafts; ++r) {
       for (int64_t v = 0; !c.map && v < c.vocab; ++v)
-        draft.set(r, v, target.at(to(r), v) + 0.6f * draft.at(r, v));
+        draft.set(to(r), v, target.at(to(r), v) + 0.6f * draft.at(to(r), v));
       // A token that the draft finds likely: the best of a few.
       int64_t best = bits() % c.vocab;
       for (int tries = 0; tries < 40; ++tries) {
@@ -91,7 +90,7 @@ struct Step {
     for (int64_t b = 0; b < c.requests; ++b) {
       const int64_t j = b % (c.drafts + 1), kind = b / 2 % 3;
       Matrix<T>& where = b % 2 || j == c.drafts ? target : draft;
-      const int64_t row = b * (c.drafts + (&where == &target)) + j;
+      const int64_t row = b * (c.drafts + 1) + j;
       fill(where, row, b % 5 == 0 ? 1 : 1000, kinds[kind]);
       if (b % 5 == 0)
         for (int64_t t = 0; t < 3; ++t) where.set(row, t, kinds[kind]);
@@ -108,7 +107,8 @@ struct Step {
     };
     for (int64_t r = 0; r < target.rows; ++r) target_lse.push_back(lse(target, r, c.temperature));
     for (int64_t r = 0; r < draft.rows; ++r)
-      draft_lse.push_back(lse(draft, r, draft_temperature[r / c.drafts]));
+      if (r % (c.drafts + 1) != c.drafts)
+        draft_lse.push_back(lse(draft, r, draft_temperature[r / (c.drafts + 1)]));
   }
 };
 
@@ -148,9 +148,12 @@ Found on_cpu(const Case& c, const Step<T>& s) {
   cpu::AcceptArgs<T> a{};
   common(a, c, s, found);
   a.mode = c.mode;
-  a.target.layout.dims = a.draft.layout.dims = 1;
+  a.target.layout.dims = 1;
   a.target.layout.size[0] = s.target.rows, a.target.layout.stride[0] = s.target.stride;
-  a.draft.layout.size[0] = s.draft.rows, a.draft.layout.stride[0] = s.draft.stride;
+  a.draft.layout.dims = 2;
+  a.draft.layout.size[0] = c.requests, a.draft.layout.size[1] = c.drafts;
+  a.draft.layout.stride[0] = (c.drafts + 1) * s.draft.stride;
+  a.draft.layout.stride[1] = s.draft.stride;
   if (c.map) a.draft.token = s.token.data(), a.draft.column = s.column.data();
   a.draft.num_columns = s.width;
   a.temperature = {s.temperature.data(), false};
@@ -169,7 +172,9 @@ Found on_executor(const Case& c, const Step<T>& s, bool early, const std::string
   common(a, c, s, found);
   a.mode = static_cast<cuda::AcceptMode>(c.mode);
   a.target.stride = s.target.stride, a.target.rows = s.target.rows;
-  a.draft.stride = s.draft.stride, a.draft.rows = s.draft.rows;
+  a.draft.stride = s.draft.stride;
+  a.target_step = (c.drafts + 1) * s.target.stride;
+  a.draft_step = (c.drafts + 1) * s.draft.stride;
   if (c.map) a.columns = {s.starts.data(), s.column.data()};
   a.temperature = {s.temperature.data(), false, 1.0};
   a.draft_temperature = {c.mixed || c.saved ? s.draft_temperature.data() : nullptr, false, NAN};
@@ -244,7 +249,7 @@ void run_edge(cpu::AcceptMode mode, bool rows, bool tile) {
     double share =
         mode == cpu::AcceptMode::kTypical && !tile ? s.threshold : words(accept_domain());
     if (tile) share = 1.0 - words(residual_domain());
-    for (int64_t v = 0; v < c.vocab; ++v) s.draft.set(b, v, v == x ? 0.0f : -kInf);
+    for (int64_t v = 0; v < c.vocab; ++v) s.draft.set(row, v, v == x ? 0.0f : -kInf);
     if (tile) s.target.set(row, x, -60.0f);
     const auto others = [&] {
       double sum = 0.0;

@@ -48,12 +48,12 @@ struct AcceptRow {
   double temperature;   // at which columns of one token add up
   int64_t banned = -1;  // a token that is left out
 
-  RF_DEVICE AcceptRow(const LogitRows<T>& rows, int64_t row, const Cut<float>& c,
-                      const ColumnMap& map, double t)
-      : logits(rows.logits + row * rows.stride),
+  RF_DEVICE AcceptRow(const LogitRows<T>& rows, int64_t offset, int64_t row, const ColumnMap& map,
+                      double t)
+      : logits(rows.logits + offset),
         vocab(rows.vocab),
         bits(rows.bitmask ? rows.bitmask + row * rows.bitmask_words : nullptr),
-        cut(c),
+        cut(no_cut()),
         columns(map),
         temperature(t) {}
 
@@ -62,9 +62,11 @@ struct AcceptRow {
   // A whole tile, every load on its way at once: for the pass that reads all rows.
   template <int kRun>
   RF_DEVICE WarpTile<T, kRun> read(int tile) const {
-    const LogitRows<T> rows{logits, 0, 1, vocab, nullptr, 0, 0.0f, nullptr, 0, bits, 0, 0};
-    if (columns.starts) return {rows, 0, tile, columns, temperature};
-    return {rows, 0, tile, cut};
+    if (columns.starts) return {alone(), 0, tile, columns, temperature};
+    return {alone(), 0, tile, cut};
+  }
+  RF_DEVICE LogitRows<T> alone() const {  // a matrix of this row
+    return {logits, 0, 1, vocab, nullptr, 0, 0.0f, nullptr, 0, bits, 0, 0};
   }
 
   // For all else, a few logits at a time.
@@ -298,12 +300,17 @@ struct AcceptRequest {
     return w.racers + (b * (a.drafts + 1) + j) * a.target.tiles();
   }
 
+  RF_DEVICE AcceptRow<T> uncut_row(int64_t j) const {
+    const int64_t first = a.cu_rows ? facts.first_row * a.target.stride : b * a.target_step;
+    return {a.target, first + j * a.target.stride, facts.first_row + j, {}, facts.temperature};
+  }
   RF_DEVICE AcceptRow<T> target_row(int64_t j) const {
-    const Cut<float> cut = a.filters ? w.cuts[b * (a.drafts + 1) + j] : no_cut();
-    return {a.target, facts.first_row + j, cut, {}, facts.temperature};
+    AcceptRow<T> row = uncut_row(j);
+    if (a.filters) row.cut = w.cuts[b * (a.drafts + 1) + j];
+    return row;
   }
   RF_DEVICE AcceptRow<T> draft_row(int64_t j) const {
-    return {a.draft, b * a.drafts + j, no_cut(), a.columns, facts.draft_temperature};
+    return {a.draft, b * a.draft_step + j * a.draft.stride, 0, a.columns, facts.draft_temperature};
   }
   // NaN where nothing was saved, or it does not do.
   RF_DEVICE double saved_target(int64_t j) const {

@@ -4,8 +4,9 @@
 // Bytes: the stop row pair a second time, mostly from L2: an estimated 7 us at V = 151936.
 // Arithmetic: two ex2 a token. Float32 sums of a tile are off by at most kSumError of the mass of
 // either law (ex2 as in tile_stats, a product more, 32 terms a lane and 5 steps); where that
-// leaves the coin open (a few in a thousand) everything is taken again in float64, an estimated
-// 130 us for one block at that V, so the token is the one that float64 gives.
+// leaves the coin open (of flat laws over 150 tiles a few in a hundred draws, of peaked ones fewer)
+// everything is taken again in float64, an estimated 150 us for one block at that V, so the token
+// is the one that float64 gives.
 #pragma once
 #include "accept_team.cuh"
 

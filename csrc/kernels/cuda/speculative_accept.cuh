@@ -115,8 +115,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t b = blockIdx.x / places, j = blockIdx.x % places;
   const AcceptFacts facts(a, b);
   if (j > facts.drafts || facts.rows == 0) return;
-  const RowDraws<CutRow<T>> draws({a.target, facts.first_row + j, no_cut()},
-                                  AcceptRequest<T>{a, w, facts}.target_stats(j), facts.temperature);
+  const AcceptRequest<T> request{a, w, facts};
+  const LogitRows<T> row = request.uncut_row(j).alone();
+  const RowDraws<CutRow<T>> draws({row, 0, no_cut()}, request.target_stats(j), facts.temperature);
   const Cut<float> cut = find_cut(draws, a.top_k.at(b), a.top_p.at(b), a.min_p.at(b), bins,
                                   memory + threadIdx.x / 32 * SharedTile::kSize);
   if (threadIdx.x == 0) w.cuts[blockIdx.x] = cut;

@@ -15,8 +15,10 @@ inline constexpr int64_t kNaN = 1, kPosInf = 2, kNoSupport = 4, kBadId = 8;  // 
 
 template <class T>
 struct AcceptArgs {
-  LogitRows<T> target;        // request b has rows first_row(b), first_row(b) + 1 ...
-  LogitRows<T> draft;         // (B * K) rows; logits null: one-hot
+  LogitRows<T> target;  // (B, K + 1) rows, or packed ones
+  LogitRows<T> draft;   // (B, K) rows; logits null: one-hot
+  // Elements from the first row of a request to that of the next; packed rows have one stride.
+  int64_t target_step, draft_step;
   ColumnMap columns;          // of the draft's rows
   int64_t requests, drafts;   // B, K
   const int64_t* cu_rows;     // (B + 1,); null: K + 1 rows each
