@@ -102,6 +102,7 @@ def test_derivatives_vmap_compile(dim):
     ((torch.ones(8), 1.0, 1), IndexError, r"dim must be in \[-1, 0\], got 1"),
     ((torch.ones(8), 1.0, 0.0), TypeError, "dim must be an int, got float"),
     ((torch.ones(8), "1"), TypeError, "scale must be a number, got str"),
+    ((torch.tensor(1.0),), ValueError, "x must have at least one dimension"),
     ((torch.ones(8, dtype=torch.int32),), TypeError, "x must be float32"),
 ])  # fmt: skip
 def test_errors(args, error, message):

@@ -124,6 +124,8 @@ def test_clarkson_woodruff(container):
     assert set(np.unique(s)) == {-1.0, 0.0, 1.0}
     assert ours_scipy.clarkson_woodruff_transform(a.astype(np.float32), 40, 7).dtype == np.float32
     assert ours_scipy.clarkson_woodruff_transform([[1, 2], [3, 4]], 1, 7).dtype == np.float64
+    backwards = ours_scipy.clarkson_woodruff_transform(a[::-1], 40, 7)
+    np.testing.assert_array_equal(backwards, ours_scipy.clarkson_woodruff_transform(a[::-1].copy(), 40, 7))
 
 
 def test_clarkson_woodruff_errors():
@@ -193,6 +195,10 @@ def test_projector_errors():
         trak.Projector(10, 0)
     with pytest.raises(ValueError, match="Projector: grads must have 10 elements a sample, got 9"):
         trak.Projector(10, 4).project(torch.ones(2, 9), 0)
+    with pytest.raises(ValueError, match=r"Projector: grads must have shape \(B, grad_dim\)"):
+        trak.Projector(10, 4).project(torch.ones(10), 0)
+    parts = {"weight": torch.ones(3, 3, 3), "scalar": torch.ones(3)}
+    torch.testing.assert_close(trak.Projector(10, 4).project(parts), trak.Projector(10, 4).project(torch.ones(3, 10)))
     with pytest.raises(ValueError, match=r"Projector: grads must have the same samples, got \[3, 1\]"):
         trak.Projector(10, 4).project({"weight": torch.ones(3, 8), "bias": torch.ones(1, 2)})
     assert math.isfinite(trak.Projector(10, 4).project(torch.ones(1, 10)).sum())

@@ -132,6 +132,16 @@ def test_schedules(schedule):
     assert (done != MASK).all(), "s = 0 decodes everything"
 
 
+@pytest.mark.parametrize("variant", ["cap", "rescale", "conf", "loop", "forward-backward", "dfm"])
+def test_remasking_from_the_start_to_the_end_decodes_everything(variant):
+    """One step over all times, where σ_max is 0/0: nothing stays masked, and nothing is masked again."""
+    tokens = torch.full((1, 64), MASK)
+    tokens[0, :9] = 1
+    out = md.remask_step(torch.zeros(1, 64, V), tokens, 1.0, 0.0, mask_id=MASK, variant=variant)
+    assert (out.tokens != MASK).all()
+    assert (out.tokens[0, :9] == 1).all()
+
+
 def test_per_sequence_times_and_steps():
     tokens = torch.full((2, 64), MASK)
     logits = torch.zeros(2, 64, V)
@@ -386,6 +396,9 @@ def test_negative_control_a_step_that_counts_waits(text):
 
 COMPILED = {
     "ancestral": lambda x, y, t, s, n, key: md.ancestral_step(x, y, t, s, mask_id=MASK, step=n, key=key),
+    "first_hitting": lambda x, y, t, s, n, key: (
+        md.first_hitting_step(x, y, -t.expand(B), mask_id=MASK, step=n, hits=2, key=key).tokens
+    ),
     "cap": lambda x, y, t, s, n, key: md.remask_step(x, y, t, s, mask_id=MASK, eta=0.3, step=n, key=key).tokens,
     "conf": lambda x, y, t, s, n, key: md.remask_step(x, y, t, s, mask_id=MASK, variant="conf", step=n, key=key).tokens,
     "uniform": lambda x, y, t, s, n, key: md.uniform_step(x, y, t, s, vocab=V, step=n, key=key),
@@ -441,6 +454,7 @@ def test_corrupt_and_loss():
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"t": 1.5}, "t must be in"),
     ({"s": "x"}, "s must be a number"),
+    ({"t": 0.2, "s": 0.3}, "s must be at most t"),
     ({"mask_id": -1}, "mask_id must be an id"),
     ({"step": 2**31}, "step must be in"),
     ({"step": 1.0}, "step must be an int"),
@@ -464,6 +478,12 @@ def test_bad_arguments(kwargs, message):
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, threshold=0.5), "exactly one of"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, by="luck"), "by must be one of"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, threshold=2.0), "threshold must be in"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, threshold=-1.0, by="entropy"), "threshold must be in"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, entropy_budget=math.nan), "entropy_budget must be"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, noise=-1.0), "noise must be at least 0"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, noise=1.0, by="random"), "noise must be at least 0"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, noise=1.0, noise_on="p"), "noise_on must be"),
+    (lambda x, y: md.confidence_step(x, y, mask_id=MASK, count=1, defer=[1]), "defer must be a Tensor"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, threshold=0.5, by="random"), "threshold must be used"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, factor=0.0), "factor must be positive"),
     (lambda x, y: md.confidence_step(x, y, mask_id=MASK, factor=1.0, by="margin"), "factor must be positive"),
@@ -476,8 +496,19 @@ def test_bad_arguments(kwargs, message):
     (lambda x, y: md.remask_step(x, y, 1.0, 0.5, mask_id=MASK, t_on=0.1, t_off=0.2), "t_off and t_on"),
     (lambda x, y: md.remask_step(x, y, 1.0, 0.5, mask_id=MASK, confidence=y), "confidence must be floating"),
     (lambda x, y: md.first_hitting_step(x, y, torch.zeros(2), mask_id=MASK), "clock must be float64"),
+    (lambda x, y: md.first_hitting_step(x, y, 0.0, mask_id=MASK), "clock must be float64"),
     (lambda x, y: md.hitting_steps(y, torch.zeros(1), mask_id=MASK), "times must have shape"),
+    (lambda x, y: md.hitting_steps(y, [1.0, 0.0], mask_id=MASK), "times must have shape"),
+    (lambda x, y: md.hitting_steps(y, torch.tensor([0.0, 1.0]), mask_id=MASK), "times must descend"),
+    (lambda x, y: md.uniform_step(x, y, 1.0, 0.5, vocab=5), "logits must have V = vocab"),
+    (lambda x, y: md.sample_times(y, least=1.0), "least must be in"),
+    (lambda x, y: md.transfer_counts(y[:, 0], 0), "steps must be positive"),
     (lambda x, y: md.select_by_score(y, y, 1, mask_id=MASK), "scores must be floating"),
+    (lambda x, y: md.select_by_score(y, y.double(), 1.5, mask_id=MASK), "num_masked must be an int"),
+    (lambda x, y: md.select_by_score(y, y.double(), y[:1, 0], mask_id=MASK), "num_masked must be int64"),
+    (lambda x, y: md.select_by_score(y, y.double(), 1, noise=-1.0, mask_id=MASK), "noise must be at least 0"),
+    (lambda x, y: md.select_by_value(x, y, 1.0, 0.5, lambda c: 3, num_candidates=2, mask_id=MASK), "value must give"),
+    (lambda x, y: md.loss([1], y, y, 1.0, mask_id=MASK), "logits must be a floating"),
     (lambda x, y: md.ancestral_candidates(x, y, 1.0, 0.5, 0, mask_id=MASK), "num_candidates must be"),
     (lambda x, y: md.select_by_value(x, y, 1.0, 0.5, len, num_candidates=2, mask_id=MASK, alpha=-1), "alpha must be"),
     (lambda x, y: md.select_by_value(x, y, 1.0, 0.5, lambda c: x, num_candidates=2, mask_id=MASK), "value must give"),

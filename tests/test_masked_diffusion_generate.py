@@ -8,7 +8,7 @@ import pytest
 import randfuse
 import torch
 from randfuse import masked_diffusion as md
-from randfuse.masked_diffusion.generate import METHODS
+from randfuse.masked_diffusion.generate import OPTIONS as METHODS
 from test_categorical_law import ALPHA
 from test_masked_diffusion_law import LAW, LENGTH, model, p_value
 
@@ -148,6 +148,19 @@ def test_law_of_whole_texts(method):
     assert p_value(out, LAW) > ALPHA
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_step_decodes_everything(method):
+    out = md.generate(
+        Counting(),
+        prompts(),
+        mask_id=MASK,
+        method=method,
+        steps=1,
+        options={"vocab": V} if method == "uniform" else None,
+    )
+    assert method == "uniform" or (out != MASK).all()
+
+
 def test_progress_bar(capsys):
     pytest.importorskip("tqdm")
     md.generate(Counting(), prompts(), mask_id=MASK, steps=4, progress=True)
@@ -160,7 +173,21 @@ def test_bad_arguments():
         ({"steps": 0}, "steps must be"),
         ({"block_length": 1.5}, "block_length must be"),
         ({"window": 3}, "window must be"),
+        ({"model": 3}, "model must be callable"),
+        ({"model": lambda tokens: torch.zeros(4)}, "model must give logits"),
+        ({"model": lambda tokens: object()}, "model must give logits"),
+        ({"tokens": [1]}, "tokens must be a Tensor"),
+        ({"mask_id": -1}, "mask_id must be an id"),
+        ({"schedule": 3}, "schedule must be a Schedule"),
+        ({"options": {"eta": 0.1}}, "options of 'ancestral' must be among"),
+        ({"method": "maskgit", "options": {"threshold": 0.9}}, "options of 'maskgit' must be among"),
+        ({"method": "first_hitting", "options": {"hits": 0}}, "hits must be"),
+        ({"method": "uniform"}, "options must have vocab"),
+        ({"method": "uniform", "options": {"vocab": 5}}, "logits must have V = vocab"),
+        ({"method": "uniform", "options": {"vocab": V}, "top_p": 0.9}, "sampling of 'uniform' must be among"),
+        ({"num_samples": 2}, "sampling of 'ancestral' must be among"),
+        ({"callback": lambda step, tokens: tokens[:1]}, "callback: tokens must have shape"),
     ]
     for kwargs, message in bad:
         with pytest.raises((TypeError, ValueError), match=message):
-            md.generate(Counting(), prompts(), mask_id=MASK, **kwargs)
+            md.generate(**{"model": Counting(), "tokens": prompts(), "mask_id": MASK, **kwargs})

@@ -21,6 +21,7 @@ def test_shapes_and_support(device):
         assert (w.gather(1, out) > 0).all()
         alone = randfuse.multinomial(w[1], 2, replacement, key=randfuse.split(key, 2)[1:])
         assert torch.equal(alone, out[1]), "a row does not depend on its batch"
+        assert randfuse.multinomial(w[:0], 2, replacement).shape == (0, 2)
     assert randfuse.multinomial(w.half(), 2, key=key).sort(1).values[0].tolist() == [1, 3]
 
 

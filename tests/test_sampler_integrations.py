@@ -226,5 +226,7 @@ def test_flashinfer():
     each = flashinfer.sampling_from_logits(torch.zeros(4, 1000), seed=torch.tensor([1, 2, 1, 2]), offset=7)
     assert each[0] == each[2]
     assert each[0] != each[1]
+    with pytest.raises(TypeError, match="seed and offset must be int64"):
+        flashinfer.sampling_from_logits(probs, seed=torch.tensor([3], dtype=torch.int32))
     with pytest.raises(ValueError, match="NaN"):
         flashinfer.sampling_from_logits(torch.tensor([[float("nan")]]), check_nan=True)

@@ -201,6 +201,8 @@ def test_adjoint_and_derivatives(name):
     assert torch.autograd.gradcheck(lambda a: operator @ a, a, fast_mode=True)
     assert torch.autograd.gradcheck(lambda y: operator.T @ y, y, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda a: (operator @ a) ** 2, a, fast_mode=True)
+    assert (operator.T @ y.detach()[:, :0]).shape == (m, 0)
+    assert operator.adjoint(y.detach().new_zeros(2, 0, D), -1).shape == (2, 0, m)
     half = a.detach().bfloat16().requires_grad_()
     (operator @ half).sum().backward()
     assert half.grad.dtype == torch.bfloat16
@@ -235,6 +237,8 @@ def test_many_sketches_are_the_single_ones(name):
 def test_csr_input(name):
     operator, a = OPERATORS[name](D, M, key=KEY), torch.randn(M, 50).relu() * (torch.rand(M, 50) < 0.1)
     torch.testing.assert_close(operator @ a.to_sparse_csr(), operator @ a, rtol=1e-5, atol=1e-6)
+    tall = OPERATORS[name](4096, M, key=KEY)  # 32 columns of it are a strip
+    torch.testing.assert_close(tall @ a.to_sparse_csr(), tall @ a, rtol=1e-5, atol=1e-6)
     block = operator[3:20, 100:200]
     torch.testing.assert_close(block @ a[100:200].to_sparse_csr(), block @ a[100:200], rtol=1e-5, atol=1e-6)
     with use_backend("reference"):
@@ -300,6 +304,7 @@ def test_tensor_sketch_is_the_polynomial_kernel_in_the_mean():
     torch.testing.assert_close(
         ts(x)[0], torch.zeros(32, dtype=torch.float64).index_add(0, place.flatten(), tensor.flatten())
     )
+    assert ts(x[:0]).shape == (0, 32)
     leaf = x.clone().requires_grad_()
     assert torch.autograd.gradcheck(ts, leaf, fast_mode=True)
 
@@ -321,6 +326,7 @@ def test_tensor_sketch_is_the_polynomial_kernel_in_the_mean():
     (lambda: sketch.SJLT(8, 10) @ torch.ones(10, dtype=torch.int64), TypeError, "SJLT: a must be float32"),
     (lambda: sketch.SJLT(8, 10) @ [1.0], TypeError, "SJLT: a must be a Tensor, got list"),
     (lambda: sketch.SJLT(8, 10).apply(torch.ones(10), 1), IndexError, r"SJLT: dim must be in \[-1, 0\], got 1"),
+    (lambda: sketch.SJLT(8, 10) @ torch.tensor(1.0), ValueError, "SJLT: the data must have at least one dimension"),
     (lambda: sketch.SJLT(8, 10).apply(torch.ones(4), offset=7), ValueError, r"SJLT: offset must be in \[0, 10 - 4\]"),
     (lambda: sketch.SJLT(8, 10).apply(torch.ones(10), beta=1.0), ValueError, "SJLT: beta must be 0 without out"),
     (lambda: sketch.SJLT(8, 10).apply(torch.ones(10), out=torch.ones(7)), ValueError, "SJLT: out must be"),

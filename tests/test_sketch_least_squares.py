@@ -289,7 +289,8 @@ A, B = torch.randn(30, 4), torch.randn(30)
             ValueError,
             r"svd_lowrank: M must broadcast to \(30, 4\)",
         ),
-        (lambda: sketch.svd_lowrank(A[0], 2), ValueError, "svd_lowrank: A must have shape"),
+        (lambda: sketch.svd_lowrank(A[0], 2), ValueError, "svd_lowrank: A must be dense"),
+        (lambda: sketch.svd_lowrank(A.to_sparse_csr(), 2), ValueError, "svd_lowrank: A must be dense"),
         (
             lambda: sketch.optimal_sketch_size(0, 5, signal=1, noise=1),
             ValueError,

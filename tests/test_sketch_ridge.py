@@ -131,6 +131,26 @@ def test_rows_are_distinct_and_whole_samples_are_ridge():
         torch.testing.assert_close(model.coef[:, which], ridge)
 
 
+def test_the_best_penalty_has_a_number_for_its_gcv():
+    """One sample, one feature, no penalty: error and 1 − df are 0, and so is nothing known of the risk."""
+    model = sketch.RidgeEnsemble(1, 1, intercept=False).fit(torch.tensor([[2.0]]), torch.tensor([2.0]), [0.0, 1.0])
+    assert model.gcv.isnan().tolist() == [True, False]
+    assert model.best == 1
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda new, model: new.predict(torch.ones(2, 3)), RuntimeError, "fit must be called first"),
+    (lambda new, model: new.interval(torch.ones(2, 3)), RuntimeError, "fit must be called first"),
+    (lambda new, model: new.mu, RuntimeError, "fit must be called first"),
+    (lambda new, model: model.predict(torch.ones(2, 4)), ValueError, "X must have 3 features"),
+    (lambda new, model: model.predict([1.0]), TypeError, "X must be a Tensor"),
+])  # fmt: skip
+def test_errors_of_predictions(call, error, message):
+    new = sketch.RidgeEnsemble(2, 2)
+    with pytest.raises(error, match=f"^RidgeEnsemble: {message}"):
+        call(new, sketch.RidgeEnsemble(2, 2).fit(torch.randn(9, 3), torch.randn(9)))
+
+
 def test_intercept_and_prediction():
     x, y, _ = data(200, 20, 0)
     model = fit(x.float() + 5, y.float() - 100, 20, 2, intercept=True, lambdas=None)

@@ -310,10 +310,7 @@ def _run(
                 **options,
                 **spread,
             )
-            before = nan.clone() if facts else None  # what a filter drops was a NaN all the same
-            measure(value, last)
-            if facts:
-                nan |= before
+            measure(value, last)  # a NaN is seen before the cut is
         stream = (key.contiguous(), max(n // key.numel(), 1), row_offset)
         racers = [workspace(race, dtype, count * draws, tiles) for dtype in (torch.float64, torch.int64)]
         if race:

@@ -199,7 +199,8 @@ int main() {
   // Row 4 has 1097 numbers: the 1098th token in the order of the filters is a NaN, which cuts
   // nothing.
   run<float>("float", {"top_k among NaN", 5, 1100, 0, 1, false, true, 1.0, 1098});
-  run<float>("float", {"top_p", 10, 1100, 0, 1, false, true, 0.7, kAll, 0.9});
+  // The 1060th token is a tie of the second tile in row 5 and -inf in rows 6 and 7.
+  run<float>("float", {"top_k, top_p", 10, 1100, 0, 1, false, true, 0.7, 1060, 0.9});
   run<half_t>("half", {"min_p", 5, 1100, 0, 2, true, false, 1.0, kAll, 1.0, 0.05});
   run<float>("float", {"top_p 0, min_p 1", 9, 300, 0, 2, false, false, 1.0, kAll, 0.0, 1.0});
   for (const bool race : {false, true})

@@ -137,7 +137,7 @@ inline void tile_product(const float* tile, int64_t out_stride, int64_t k_stride
       const T* from = x + k * row_stride + c * col_stride;
       Sum* to = panel + k * kPanel<Sum>;
       widen(from, col_stride, to, cols);
-      for (int64_t l = cols; l < kPanel<Sum>; ++l) to[l] = 0;
+      for (int64_t l = cols; l < kPanel<Sum>; ++l) to[l] = 0;  // not stored, but rubbish is slow
     }
     int64_t r = 0;
     for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce) {

@@ -135,4 +135,6 @@ def _word(value: int | Tensor, device: torch.device) -> Tensor:
     """A number or a uint64 or int64 tensor as int64 of the same bits."""
     if not isinstance(value, Tensor):
         return make_key(value, device)
+    if value.dtype not in (torch.int64, torch.uint64) or value.dim() > 1:
+        raise TypeError(f"sampling: seed and offset must be int64 or uint64 (1,) or (batch,), got {value.dtype}")
     return value.to(device).view(torch.int64)

@@ -23,7 +23,7 @@ VARIANTS = {
 
 
 def _ddpm_update(self: Any, x: Tensor, t: Tensor, dt: float, key: Tensor | None = None) -> Tensor:
-    """MDLM's step from t (B,) or (B, 1) to t − dt, of any noise schedule `self.noise`."""
+    """MDLM's step from t (B,) or (B, 1) to t − dt, of any noise schedule `self.noise`. A key belongs to one step."""
     sigma_t, sigma_s = (self.noise(time)[0].reshape(len(x), -1)[:, 0] for time in (t, t - dt))
     m_t, m_s = (-torch.expm1(-sigma.double()) for sigma in (sigma_t, sigma_s))
     logits = lambda rows: self.forward(x, sigma_t).flatten(0, 1)[rows]  # noqa: E731

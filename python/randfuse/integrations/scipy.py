@@ -41,6 +41,7 @@ def as_tensor(x: Any) -> Tensor:
         raise TypeError(f"clarkson_woodruff_transform: input_matrix must hold real numbers, got {x.dtype}")
     dtype = torch.float32 if x.dtype == np.float32 else torch.float64
     if not scipy.sparse.issparse(x):
+        x = x if all(stride >= 0 for stride in x.strides) else x.copy()  # which torch does not know
         return torch.from_numpy(np.require(x, requirements="W")).to(dtype)
     x = scipy.sparse.csr_array(x)
     x.sum_duplicates()

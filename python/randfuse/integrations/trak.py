@@ -68,7 +68,9 @@ class Projector:
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
         """grads (B, grad_dim), or a mapping of parameters' gradients (B, …), which are never concatenated."""
         parts = list(grads.values()) if isinstance(grads, Mapping) else [grads]
-        parts = [part.to(self.device).flatten(1) for part in parts]
+        if any(part.dim() == 0 or (part.dim() == 1 and not isinstance(grads, Mapping)) for part in parts):
+            raise ValueError("Projector: grads must have shape (B, grad_dim), or (B, …) in a mapping, got no batch")
+        parts = [part.to(self.device).unsqueeze(-1).flatten(1) for part in parts]
         total = sum(part.shape[1] for part in parts)
         if total != self.grad_dim:
             raise ValueError(f"Projector: grads must have {self.grad_dim} elements a sample, got {total}")

@@ -53,12 +53,7 @@ class Step:
         key: Tensor | None,
         generator: torch.Generator | None,
     ) -> None:
-        if not isinstance(tokens, Tensor):
-            raise TypeError(f"{op}: tokens must be a Tensor, got {type(tokens).__name__}")
-        if tokens.dtype != torch.int64 or tokens.dim() != 2:
-            raise ValueError(f"{op}: tokens must be int64 (B, L), got {tokens.dtype} {tuple(tokens.shape)}")
-        if mask_id is not None and (isinstance(mask_id, bool) or not isinstance(mask_id, int) or mask_id < 0):
-            raise ValueError(f"{op}: mask_id must be an id, got {mask_id!r}")
+        check_tokens(op, tokens, 0 if mask_id is None else mask_id)
         mask_of(op, "window", window, tokens)
         self.op, self.tokens, self.mask_id = op, tokens, mask_id
         self.window = torch.ones_like(tokens, dtype=torch.bool) if window is None else window
@@ -118,6 +113,15 @@ class Step:
             return more
         mask = torch.full((1,), self.mask_id, dtype=torch.int64, device=self.tokens.device)
         return mask if more is None else torch.cat([mask, more])
+
+
+def check_tokens(op: str, tokens: object, mask_id: object) -> None:
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{op}: tokens must be a Tensor, got {type(tokens).__name__}")
+    if tokens.dtype != torch.int64 or tokens.dim() != 2:
+        raise ValueError(f"{op}: tokens must be int64 (B, L), got {tokens.dtype} {tuple(tokens.shape)}")
+    if isinstance(mask_id, bool) or not isinstance(mask_id, int) or mask_id < 0:
+        raise ValueError(f"{op}: mask_id must be an id, got {mask_id!r}")
 
 
 def none_of(rows: Tensor) -> bool:

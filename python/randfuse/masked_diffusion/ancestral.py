@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._step import Logits, Sampling, Step, mask_of
 from ._words import UNMASK
-from .schedules import LINEAR, Schedule, level_at, time_of
+from .schedules import LINEAR, Schedule, level_at, times_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,7 +39,7 @@ def ancestral_step(
         logits: (B, L, V), or a function that gives (R, V) for rows (R,) of the flattened positions; both decode the
             same tokens. Not called if nothing changes. [MASK] is never drawn, whatever its logit.
         tokens: int64 (B, L), not changed.
-        t, s: numbers or tensors () or (B,) in [0, 1]; s = 0 is the end and decodes everything.
+        t, s: numbers or tensors () or (B,) in [0, 1], s ≤ t; s = 0 is the end and decodes everything.
         mask_id: the [MASK] id; may lie outside of V.
         schedule: level of noise, see `masked_diffusion.LogLinear`.
         step: number of the step, below 2**31, an int or int64 () or (B,). A step must not be used twice with a key.
@@ -59,7 +59,7 @@ def ancestral_step(
     """
     op = "ancestral_step"
     state = Step(op, tokens, mask_id, step, window, key, generator)
-    m_t, m_s = (level_at(op, time_of(op, name, at, tokens), schedule) for name, at in (("t", t), ("s", s)))
+    m_t, m_s = (level_at(op, time, schedule) for time in times_of(op, t, s, tokens))
     return state.reveal(logits, state.masked & state.coins(UNMASK, unmask_probability(m_t, m_s)), sampling)
 
 

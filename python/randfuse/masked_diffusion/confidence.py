@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from .. import _sampling
 from ..ops.categorical_sample import CategoricalStats, categorical_sample, categorical_sample_with_stats
 from . import _words
 from ._step import Logits, Sampling, Step, logit_of
@@ -86,6 +87,14 @@ def confidence_step(
         raise ValueError(f"{op}: threshold must be used with a score of the model and without noise")
     if factor is not None and not (factor > 0 and by == "probability" and not noise):
         raise ValueError(f"{op}: factor must be positive, used with by='probability' and without noise, got {factor}")
+    if entropy_budget is not None and not entropy_budget >= 0:
+        raise ValueError(f"{op}: entropy_budget must be at least 0, got {entropy_budget}")
+    if not noise >= 0 or (noise and by == "random"):
+        raise ValueError(f"{op}: noise must be at least 0, and 0 with by='random', got {noise}")
+    if noise_on not in ("probability", "logprob"):
+        raise ValueError(f"{op}: noise_on must be 'probability' or 'logprob', got {noise_on!r}")
+    if defer is not None:
+        _sampling.integers(op, "defer", defer, torch.int64, tokens.device)
     rows = _rows(state)
     if rows.numel() == 0:
         return tokens.clone()
@@ -102,7 +111,7 @@ def confidence_step(
     rank, order = ranks(score, state.masked)
     chosen = torch.zeros_like(state.masked)
     if count is not None:
-        chosen = rank < at_least_one(op, count, tokens)
+        chosen = rank < counts_of(op, "count", count, tokens).clamp(min=1)
     elif threshold is not None:
         chosen = (score >= _least_score(op, by, threshold)) | (rank == 0)
     elif factor is not None:  # p ≥ 1 − factor / (n + 1) as log-odds, n = rank + 1
@@ -120,6 +129,8 @@ def transfer_counts(masked: Tensor, steps: int) -> Tensor:
     >>> transfer_counts(torch.tensor([7]), 3)
     tensor([[3, 2, 2]])
     """
+    if steps < 1:
+        raise ValueError(f"transfer_counts: steps must be positive, got {steps}")
     n = masked.unsqueeze(-1)
     return n // steps + (torch.arange(steps, device=masked.device) < n % steps)
 
@@ -148,17 +159,17 @@ def ranks(score: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(order).scatter_(1, order, place), order
 
 
-def at_least_one(op: str, count: int | Tensor, tokens: Tensor) -> Tensor:
-    """Counts (B or 1, 1) of 1 and more."""
+def counts_of(op: str, name: str, count: int | Tensor, tokens: Tensor) -> Tensor:
+    """An int or int64 (B,) as (1 or B, 1)."""
     if isinstance(count, bool) or not isinstance(count, (int, Tensor)):
-        raise TypeError(f"{op}: count must be an int or an int64 Tensor, got {type(count).__name__}")
+        raise TypeError(f"{op}: {name} must be an int or an int64 Tensor, got {type(count).__name__}")
     if not isinstance(count, Tensor):
-        return torch.full((1, 1), max(count, 1), device=tokens.device)
+        return torch.full((1, 1), count, device=tokens.device)
     if count.dtype != torch.int64 or count.shape != tokens.shape[:1]:
         raise ValueError(
-            f"{op}: count must be int64 (B,) = ({tokens.shape[0]},), got {count.dtype} {tuple(count.shape)}"
+            f"{op}: {name} must be int64 (B,) = ({tokens.shape[0]},), got {count.dtype} {tuple(count.shape)}"
         )
-    return count.clamp(min=1).unsqueeze(-1)
+    return count.unsqueeze(-1)
 
 
 def _rows(state: Step) -> Tensor:
@@ -205,10 +216,11 @@ def _score(facts: CategoricalStats, by: str, noisy: bool, noise_on: str) -> Tens
 
 
 def _least_score(op: str, by: str, threshold: float) -> float:
+    most = math.inf if by == "entropy" else 1
+    if not 0 <= threshold <= most:
+        raise ValueError(f"{op}: threshold must be in [0, {most}], got {threshold}")
     if by == "entropy":
         return -threshold
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"{op}: threshold must be in [0, 1], got {threshold}")
     if threshold in (0, 1):
         return math.inf if threshold else -math.inf
     if by == "margin":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _words
 from ._step import Logits, Sampling, Step
-from .schedules import LINEAR, Schedule
+from .schedules import LINEAR, Schedule, level_at
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,7 +35,7 @@ def first_hit(
     *,
     hits: int = 1,
     mask_id: int,
-    step: int = 0,
+    step: int | Tensor = 0,
     window: Tensor | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -45,16 +45,17 @@ def first_hit(
     Of n masked positions, each still masked at a lower level m′ with probability m′/m, the first to be decoded is
     hit at m·u^(1/n), and it is any of them: log m − E/n with E ~ Exp(1). `schedule.time(clock.exp())` is its time.
     """
-    return _hit(Step("first_hit", tokens, mask_id, step, window, key, generator), clock, step, hits)
+    return _hit(Step("first_hit", tokens, mask_id, step, window, key, generator), clock, hits)
 
 
-def _hit(state: Step, clock: Tensor, event: int, hits: int) -> FirstHit:
-    if clock.dtype != torch.float64 or clock.shape != state.keys.shape:
-        raise ValueError(f"{state.op}: clock must be float64 (B,), got {clock.dtype} {tuple(clock.shape)}")
+def _hit(state: Step, clock: Tensor, hits: int) -> FirstHit:
+    if not isinstance(clock, Tensor) or clock.dtype != torch.float64 or clock.shape != state.keys.shape:
+        got = f"{clock.dtype} {tuple(clock.shape)}" if isinstance(clock, Tensor) else type(clock).__name__
+        raise ValueError(f"{state.op}: clock must be float64 (B,), got {got}")
     if isinstance(hits, bool) or not isinstance(hits, int) or hits < 1:
         raise ValueError(f"{state.op}: hits must be a positive int, got {hits!r}")
-    events = torch.arange(event, event + hits, device=clock.device)
-    times, places = _words.blocks(state.keys, _words.CLOCK, events[:1] * 0, events.unsqueeze(-1))  # (hits, B)
+    events = state.step + torch.arange(hits, device=clock.device).unsqueeze(-1)
+    times, places = _words.blocks(state.keys, _words.CLOCK, torch.zeros_like(state.step), events)  # (hits, B)
     left = state.masked
     for time, place in zip(_words.exponential(times), places, strict=True):
         n = left.sum(-1)
@@ -70,7 +71,7 @@ def first_hitting_step(
     *,
     hits: int = 1,
     mask_id: int,
-    step: int = 0,
+    step: int | Tensor = 0,
     window: Tensor | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -89,7 +90,7 @@ def first_hitting_step(
         hits: decode so many positions at once, at the time of the last. More than one is an approximation, as large
             steps of ancestral sampling are: what is decoded together is independent. Positions and times are exact.
         mask_id, window, key, sampling: as in `ancestral_step`.
-        step: number of the (first) event; the next step has number step + hits.
+        step: number of the (first) event, an int or int64 () or (B,); the next step has number step + hits.
 
     Zheng et al., "Masked Diffusion Models are Secretly Time-Agnostic Masked Models…", 2024 (arXiv 2409.02908).
 
@@ -100,7 +101,7 @@ def first_hitting_step(
     True
     """
     state = Step("first_hitting_step", tokens, mask_id, step, window, key, generator)
-    hit = _hit(state, clock, step, hits)
+    hit = _hit(state, clock, hits)
     return FirstHitting(state.reveal(logits, hit.where, sampling), hit.clock)
 
 
@@ -129,9 +130,12 @@ def hitting_steps(
     """
     op = "hitting_steps"
     state = Step(op, tokens, mask_id, 1, window, key, generator)
-    if times.dim() != 1 or times.numel() < 2:
-        raise ValueError(f"{op}: times must have shape (T + 1,) with T ≥ 1, got {tuple(times.shape)}")
-    levels = schedule.level(times[:-1].to(tokens.device, torch.float64))  # the last step ends at level 0
+    if not isinstance(times, Tensor) or times.dim() != 1 or times.numel() < 2:
+        got = tuple(times.shape) if isinstance(times, Tensor) else type(times).__name__
+        raise ValueError(f"{op}: times must have shape (T + 1,) with T ≥ 1, got {got}")
+    if times.device.type == "cpu" and not bool((times.diff() <= 0).all()):
+        raise ValueError(f"{op}: times must descend, got {times[0].item()} … {times[-1].item()}")
+    levels = level_at(op, times[:-1].to(tokens.device, torch.float64), schedule)  # the last step ends at level 0
     u = _words.uniform(state.words(_words.CLOCK)) * levels[0]
     # In step k where m(t_{k+1}) ≤ u < m(t_k): as many of m(t_1) … m(t_{T−1}) exceed u as steps come before it.
     earlier = levels.numel() - 1 - torch.searchsorted(levels[1:].flip(0).contiguous(), u, right=True)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from .. import _checks
 from . import _words
-from ._step import Options, mask_of, sequence_keys
+from ._step import Options, check_tokens, mask_of, sequence_keys
 from .ancestral import reveal
 from .confidence import confidence_step, maskgit_count, transfer_counts
 from .first_hitting import first_hit, hitting_steps
 from .remask import Variant, dfm_step_size, remask_step
-from .schedules import LINEAR, Schedule
+from .schedules import LINEAR, Schedule, level_at
 from .uniform import uniform_step
 
 if TYPE_CHECKING:
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
 
 SCORES = {"confidence": "probability", "margin": "margin", "entropy": "entropy", "random": "random"}
 REMASKING = {v if v in ("forward-backward", "dfm") else f"remdm-{v}": v for v in get_args(Variant)}
-METHODS = ("ancestral", "first_hitting", *REMASKING, *SCORES, "maskgit", "uniform")
+RULES = ("threshold", "factor", "entropy_budget")
+OPTIONS: dict[str, tuple[str, ...]] = {  # of each method
+    "ancestral": (),
+    "first_hitting": ("hits",),
+    **dict.fromkeys(REMASKING, ("eta", "t_on", "t_off", "alpha_on")),
+    **dict.fromkeys(SCORES, (*RULES, "noise", "noise_on", "tempered", "defer")),
+    "maskgit": ("noise",),
+    "uniform": ("vocab",),
+}
 
 
 @torch.no_grad()
@@ -66,12 +75,12 @@ def generate(
         block_length: decode semi-autoregressively, so many masked positions of each sequence at a time; None is all.
         window: bool (B, L), which masked positions are decoded.
         options: of the method's step: eta, t_on, t_off, alpha_on; threshold, factor, entropy_budget, noise, noise_on,
-            tempered; hits for "first_hitting"; vocab for "uniform". For "maskgit" noise is the choice temperature,
-            which falls to 0.
+            tempered, defer; hits for "first_hitting"; vocab for "uniform", which has it. For "maskgit" noise is the
+            choice temperature, which falls to 0.
         progress: show a bar; needs tqdm.
         callback: called with the number of the step and the tokens after each that changes something; tokens that it
             returns take their place.
-        key, sampling: as in `ancestral_step`.
+        key, sampling: as in `ancestral_step`; "uniform" takes a temperature alone.
 
     >>> model = lambda tokens: torch.zeros(*tokens.shape, 10)
     >>> out = generate(model, torch.tensor([[1, 2, 9, 9, 9]]), mask_id=9, steps=1000, key=randfuse.key(0))
@@ -79,21 +88,36 @@ def generate(
     ([1, 2], True)
     """
     op = "generate"
-    if method not in METHODS:
-        raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}, got {method!r}")
-    for name, value in (("steps", steps), ("block_length", block_length)):
+    if method not in OPTIONS:
+        raise ValueError(f"{op}: method must be one of {', '.join(OPTIONS)}, got {method!r}")
+    if not callable(model):
+        raise TypeError(f"{op}: model must be callable, got {type(model).__name__}")
+    check_tokens(op, tokens, mask_id)
+    options = dict(options or {})
+    for what, given, known in (
+        ("options", options, OPTIONS[method]),
+        ("sampling", sampling, ("temperature",) if method == "uniform" else Options.__annotations__),
+    ):
+        if not given.keys() <= set(known):
+            raise ValueError(f"{op}: {what} of {method!r} must be among [{', '.join(known)}], got {', '.join(given)}")
+    if method == "uniform" and "vocab" not in options:
+        raise ValueError(f"{op}: options must have vocab for 'uniform', got none")
+    for name, value in (("steps", steps), ("block_length", block_length), ("hits", options.get("hits"))):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{op}: {name} must be a positive int or None, got {value!r}")
     mask_of(op, "window", window, tokens)
     masked = tokens == mask_id if window is None else (tokens == mask_id) & window
     blocks = _blocks(masked, block_length)
-    loop = Loop(model, mask_id, schedule, sequence_keys(op, key, generator, tokens), sampling, dict(options or {}))
+    loop = Loop(model, mask_id, schedule, sequence_keys(op, key, generator, tokens), sampling, options)
     with _Progress(int(masked.sum()), progress) as bar:
         for k, block in enumerate(blocks):
             length = int(block.sum(1).max())
             n = length if steps is None else max(steps * (k + 1) // len(blocks) - steps * k // len(blocks), 1)
             for changed in loop.block(method, tokens, block, n):
                 answer = callback(loop.step - 1, changed) if callback is not None else None
+                if answer is not None:
+                    check_tokens(f"{op}: callback", answer, mask_id)
+                    _checks.shape(f"{op}: callback", "tokens", answer, tuple(tokens.shape), "(B, L)")
                 tokens = loop.tokens = changed if answer is None else answer
                 bar.show(int((tokens[masked] != mask_id).sum()))
     return tokens.clone() if not blocks else tokens
@@ -147,6 +171,10 @@ class Loop:
                 time = torch.as_tensor(t, dtype=torch.float64, device=self.tokens.device)
                 more["t"] = time.expand(self.tokens.shape[0])
             out = self.model(self.tokens, **more)
+            leading = (len(rows),) if self.takes_rows else tuple(self.tokens.shape)
+            if not isinstance(out, Tensor) or tuple(out.shape[:-1]) != leading:
+                got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+                raise ValueError(f"generate: model must give logits {(*leading, 'V')}, got {got}")
             return out if self.takes_rows else out.flatten(0, 1)[rows]
 
         return ask
@@ -167,8 +195,8 @@ class Loop:
             yield self._reveal(when == k, times[k])
 
     def _first_hitting(self) -> Iterator[Tensor]:
-        clock = self.schedule.level(torch.ones_like(self.keys, dtype=torch.float64)).log()
-        hits = self.options.get("hits", 1)
+        clock = level_at("generate", torch.ones_like(self.keys, dtype=torch.float64), self.schedule).log()
+        hits = self.options.get("hits") or 1
         for _ in range(-(-int(self.window.sum(1).max()) // hits)):
             hit = first_hit(
                 self.tokens, clock, hits=hits, mask_id=self.mask_id, step=self.step, window=self.window, key=self.keys
@@ -205,7 +233,7 @@ class Loop:
     def _ranked(self, method: str, steps: int) -> Iterator[Tensor]:
         options = dict(self.options)
         left = initial = ((self.tokens == self.mask_id) & self.window).sum(1)
-        as_needed = any(options.get(rule) is not None for rule in ("threshold", "factor", "entropy_budget"))
+        as_needed = any(options.get(rule) is not None for rule in RULES)
         noise = options.pop("noise", 0.0)
         shares = transfer_counts(initial, steps)
         for k in range(int(initial.max()) if as_needed else min(steps, int(initial.max()))):

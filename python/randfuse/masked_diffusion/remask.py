@@ -11,7 +11,7 @@ from ..ops.categorical_sample import categorical_sample_with_stats
 from ._step import Logits, Sampling, Step, none_of
 from ._words import REMASK, UNMASK
 from .ancestral import unmask_probability
-from .schedules import LINEAR, Schedule, level_at, time_of
+from .schedules import LINEAR, Schedule, level_at, times_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -90,7 +90,7 @@ def remask_step(
     if confidence is not None and (confidence.shape != tokens.shape or not confidence.is_floating_point()):
         raise ValueError(f"{op}: confidence must be floating (B, L), got {confidence.dtype} {tuple(confidence.shape)}")
     held = tokens.new_zeros(tokens.shape, dtype=torch.float32) if confidence is None else confidence
-    t, s = (time_of(op, name, at, tokens) for name, at in (("t", t), ("s", s)))
+    t, s = times_of(op, t, s, tokens)
     unmask, remask = _rates(state, t, s, variant, eta, held, t_on, t_off, alpha_on, schedule)
     decoded = state.window & (tokens != mask_id)
     again = decoded & state.coins(REMASK, remask)
@@ -124,7 +124,7 @@ def _rates(
     else:
         m_t, m_s = (level_at(state.op, time, schedule) for time in (t, s))
     alpha_t = 1 - m_t
-    most = (m_s / alpha_t).clamp(max=1)  # σ_max; 1 where α_t = 0
+    most = torch.where(m_s > 0, (m_s / alpha_t).clamp(max=1), 0.0)  # σ_max; nothing is masked again at the end
     if variant == "dfm":
         b = 10 * (t * (1 - t)) ** 0.25
         ends = (s == 0) | (alpha_t == 0)  # no corrector there: nothing is left to decode, or to mask

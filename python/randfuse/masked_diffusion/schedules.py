@@ -118,6 +118,14 @@ def time_of(op: str, name: str, t: float | Tensor, tokens: Tensor) -> Tensor:
     return torch.full((1, 1), float(t), dtype=torch.float64, device=tokens.device)
 
 
+def times_of(op: str, t: float | Tensor, s: float | Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """A step's two times, s ≤ t where both are numbers; of tensors nothing is decoded where s > t."""
+    times = time_of(op, "t", t, tokens), time_of(op, "s", s, tokens)
+    if not isinstance(t, Tensor) and not isinstance(s, Tensor) and s > t:
+        raise ValueError(f"{op}: s must be at most t, got {s} after {t}")
+    return times
+
+
 def level_at(op: str, time: Tensor, schedule: Schedule) -> Tensor:
     """m(t). Time 0 is the end: nothing is masked there, whatever the schedule says."""
     if not isinstance(schedule, Schedule):

@@ -12,7 +12,7 @@ from ..keys import fold_in
 from . import _words
 from ._step import Logits, Sampling, Step
 from .ancestral import unmask_probability
-from .schedules import LINEAR, Schedule, level_at, time_of
+from .schedules import LINEAR, Schedule, level_at, times_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -62,7 +62,7 @@ def _candidates(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"{state.op}: num_candidates must be a positive int, got {count!r}")
     tokens, keys = state.tokens, state.keys
-    m_t, m_s = (level_at(state.op, time_of(state.op, name, at, tokens), schedule) for name, at in (("t", t), ("s", s)))
+    m_t, m_s = (level_at(state.op, time, schedule) for time in times_of(state.op, t, s, tokens))
     p, length = unmask_probability(m_t, m_s), tokens.shape[1]
     changed = []
     for m in range(count):
@@ -115,10 +115,9 @@ def select_by_value(
         raise ValueError(f"{op}: alpha must be at least 0, got {alpha}")
     candidates = _candidates(state, logits, t, s, num_candidates, schedule, sampling)
     values = value(candidates)
-    if tuple(values.shape) != tuple(candidates.shape[:2]):
-        raise ValueError(
-            f"{op}: value must give shape (M, B) = {tuple(candidates.shape[:2])}, got {tuple(values.shape)}"
-        )
+    got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if got != tuple(candidates.shape[:2]):
+        raise ValueError(f"{op}: value must give shape (M, B) = {tuple(candidates.shape[:2])}, got {got}")
     score = values.double()
     if alpha:
         score = score / alpha + _words.gumbel(_words.words(state.keys, _words.NOISE, state.step, num_candidates)).T

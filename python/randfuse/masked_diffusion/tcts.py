@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _words
 from ._step import Step
-from .confidence import ranks
+from .confidence import counts_of, ranks
 
 
 def select_by_score(
@@ -44,11 +44,14 @@ def select_by_score(
     """
     op = "select_by_score"
     state = Step(op, tokens, mask_id, step, window, key, generator)
-    if scores.shape != tokens.shape or not scores.is_floating_point():
-        raise ValueError(f"{op}: scores must be floating (B, L), got {scores.dtype} {tuple(scores.shape)}")
-    n = num_masked if isinstance(num_masked, Tensor) else torch.full((1,), num_masked, device=tokens.device)
+    if not isinstance(scores, Tensor) or scores.shape != tokens.shape or not scores.is_floating_point():
+        got = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{op}: scores must be floating (B, L), got {got}")
+    if not noise >= 0:
+        raise ValueError(f"{op}: noise must be at least 0, got {noise}")
+    n = counts_of(op, "num_masked", num_masked, tokens).clamp(min=0)
     if noise:
         scores = scores + noise * _words.gumbel(state.words(_words.NOISE))
     rank, _ = ranks(scores, state.window)
-    kept = state.window.sum(-1, keepdim=True) - n.clamp(min=0).unsqueeze(-1)
+    kept = state.window.sum(-1, keepdim=True) - n
     return tokens.masked_fill(state.window & (rank >= kept), mask_id)

@@ -29,6 +29,8 @@ def sample_times(
     >>> (times * 4).floor().tolist()
     [0.0, 1.0, 2.0, 3.0]
     """
+    if not 0 <= least < 1:
+        raise ValueError(f"sample_times: least must be in [0, 1), got {least}")
     keys = sequence_keys("sample_times", key, generator, tokens)
     u = _words.uniform(_words.words(keys, _words.CLOCK, keys.new_full((), 2), 1)).squeeze(-1)
     place = torch.arange(len(keys), device=keys.device)
@@ -95,6 +97,10 @@ def loss(
     state = Step(op, corrupted, mask_id, 0, window, None, None)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{op}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(
+            f"{op}: logits must be a floating Tensor, got {getattr(logits, 'dtype', type(logits).__name__)}"
+        )
     if tuple(logits.shape[:-1]) != tuple(tokens.shape) or tokens.shape != corrupted.shape:
         raise ValueError(
             f"{op}: logits must have shape (B, L, V) of tokens and corrupted, got {tuple(logits.shape)} "

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.categorical_sample import categorical_sample_with_stats
 from . import _words
 from ._step import Logits, Step, logit_of, none_of
-from .schedules import LINEAR, Schedule, level_at, time_of
+from .schedules import LINEAR, Schedule, level_at, times_of
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -57,7 +57,7 @@ def uniform_step(
     """
     op = "uniform_step"
     state = Step(op, tokens, None, step, window, key, generator)
-    m_t, m_s = (level_at(op, time_of(op, name, at, tokens), schedule) for name, at in (("t", t), ("s", s)))
+    m_t, m_s = (level_at(op, time, schedule) for time in times_of(op, t, s, tokens))
     drawn = m_t - m_s  # α_s − α_t
     noise = (m_t - m_s) / (1 - m_s) * m_s  # (1 − a)(1 − α_s)
     word = state.words(_words.UNMASK)
@@ -66,6 +66,8 @@ def uniform_step(
     if none_of(rows):
         return tokens.clone()
     x, arguments = state.arguments(logits, rows, {"temperature": temperature, "method": method})
+    if x.shape[-1] != vocab:
+        raise ValueError(f"{op}: logits must have V = vocab = {vocab} columns, got {x.shape[-1]}")
     facts = categorical_sample_with_stats(x, **arguments)
     here = tokens.flatten()[rows]
     warm = torch.as_tensor(temperature, dtype=torch.float64, device=tokens.device).expand(tokens.shape).flatten()[rows]

@@ -42,6 +42,8 @@ def hadamard_transform(x: Tensor, scale: float = 1.0, dim: int = -1) -> Tensor:
         raise TypeError(f"{op}: scale must be a number, got {type(scale).__name__}")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"{op}: dim must be an int, got {type(dim).__name__}")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: x must have at least one dimension, got a scalar")
     if not -x.dim() <= dim < x.dim():
         raise IndexError(f"{op}: dim must be in [{-x.dim()}, {x.dim() - 1}], got {dim}")
     n = x.shape[dim]

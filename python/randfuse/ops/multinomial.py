@@ -68,6 +68,8 @@ def multinomial(
     key = keys.fold_in(key, torch.arange(n, device=key.device)) if key.dim() == 0 else key
     if key.shape[0] != n:
         raise ValueError(f"{op}: key must have shape () or (N,) = ({n},), got {tuple(key.shape)}")
+    if n == 0:
+        return weights.new_empty((0, num_samples), dtype=torch.int64)
     logits = (weights.double() if input.device.type == "cpu" else weights.float()).log()
     draw = _with_replacement if replacement else _without_replacement
     return draw(logits, num_samples, key).reshape(*input.shape[:-1], num_samples)

@@ -60,6 +60,7 @@ class KroneckerProjection:
         n = len(w)
         if w.shape != (n, n) or not torch.allclose(w, w.T):
             raise ValueError(f"{op}: W must be symmetric, got {tuple(W.shape)}")
+        _checks.float_tensor(op, "A", A)
         if A.dim() != 3 or A.shape[1:] != (n, n) or not 1 <= len(A) <= n * n:
             raise ValueError(f"{op}: A must have shape (m, {n}, {n}) with m in [1, {n * n}], got {tuple(A.shape)}")
         if A.dtype != W.dtype or A.device != W.device:

@@ -18,7 +18,7 @@ def svd_lowrank(
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """U (…, m, q), S (…, q), V (…, n, q) with A − M ≈ U diag(S) Vᵀ: `torch.svd_lowrank` with a key.
+    """U (…, m, q), S (…, q), V (…, n, q) with A − M ≈ U diag(S) Vᵀ: `torch.svd_lowrank` with a key, of dense A.
 
     The range is found from A Ω, Ω a Gaussian sketch of the rows, and `niter` subspace iterations. With
     rank k < q − 1 to be found and no iteration, E‖A − QQᵀA‖² ≤ (1 + k/(q − k − 1)) times the best. torch's function
@@ -40,8 +40,8 @@ def svd_lowrank(
     """
     op = "svd_lowrank"
     _checks.float_tensor(op, "A", A)
-    if A.dim() < 2:
-        raise ValueError(f"{op}: A must have shape (…, m, n), got {tuple(A.shape)}")
+    if A.dim() < 2 or A.layout != torch.strided:
+        raise ValueError(f"{op}: A must be dense (…, m, n), got {A.layout} {tuple(A.shape)}")
     a = _checks.finite(op, "A", A).to(torch.float64 if A.dtype == torch.float64 else torch.float32)
     if M is not None:
         _checks.float_tensor(op, "M", M, like=A, dtype=False)

@@ -135,7 +135,8 @@ class Operator(ABC):
         _length(self.name, "y", y, dim, self.shape[0])
         rest = y.movedim(dim, 0)
         x = self._adjoint(rest.reshape(1, self.shape[0], _count(rest)), self.key.reshape(1))
-        return _accumulate(self.name, x.reshape(-1, *rest.shape[1:]).movedim(0, dim), alpha, beta, out)
+        x = x.reshape(self.shape[1], *rest.shape[1:]).movedim(0, dim)
+        return _accumulate(self.name, x, alpha, beta, out)
 
 
 class Transposed:
@@ -218,6 +219,8 @@ def _operand(op: str, name: str, x: Tensor, key: Tensor) -> None:
 def _dim(op: str, x: Tensor, dim: int) -> int:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"{op}: dim must be an int, got {type(dim).__name__}")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: the data must have at least one dimension, got a scalar")
     if not -x.dim() <= dim < x.dim():
         raise IndexError(f"{op}: dim must be in [{-x.dim()}, {x.dim() - 1}], got {dim}")
     return dim % x.dim()

@@ -157,6 +157,11 @@ class RidgeEnsemble:
         mean = coef.mean(0)
         return _Path(mean, torch.stack(dfs), (y.unsqueeze(1) - x @ mean).square().mean(0), errors)
 
+    def _fitted(self) -> RidgeEnsemble:
+        if not hasattr(self, "best"):
+            raise RuntimeError("RidgeEnsemble: fit must be called first, got an ensemble without data")
+        return self
+
     @property
     def mu(self) -> Tensor:
         """(L,): the penalties of the ridge regressions to which ensembles of more and more members converge."""
@@ -166,7 +171,7 @@ class RidgeEnsemble:
                 f"{op}: operator must be Gaussian, Rademacher, SJLT, SRHT or SRDCT, over features, for mu, got "
                 f"{self.operator.__name__} over {self.over}"
             )
-        first = self._operators[0]
+        first = self._fitted()._operators[0]
         if isinstance(first, SRHT) and first.length != first.m:  # columns of a larger H are not free
             raise ValueError(f"{op}: X must have a power of two of features for mu with SRHT, got {first.m}")
         alpha = self.size / first.m
@@ -181,7 +186,10 @@ class RidgeEnsemble:
 
     def predict(self, X: Tensor, which: int | None = None) -> Tensor:
         """X (…, p) -> (…) with penalty number `which`, the best one by default; in the dtype of X or float64."""
-        which = self.best if which is None else which
+        which = self._fitted().best if which is None else which
+        _checks.float_tensor("RidgeEnsemble", "X", X)
+        if X.dim() == 0 or X.shape[-1] != len(self.coef):
+            raise ValueError(f"RidgeEnsemble: X must have {len(self.coef)} features, got {tuple(X.shape)}")
         return (X.double() @ self.coef[:, which] + self.offset[which]).to(X.dtype)
 
     def interval(self, X: Tensor, coverage: float = 0.9, which: int | None = None) -> tuple[Tensor, Tensor]:
@@ -190,7 +198,7 @@ class RidgeEnsemble:
         _checks.number("RidgeEnsemble", "coverage", coverage, 0.0, 1.0)
         if self.over != "features":
             raise ValueError(f"RidgeEnsemble: over must be 'features' for intervals, got {self.over!r}")
-        which = self.best if which is None else which
+        which = self._fitted().best if which is None else which
         ends = torch.tensor([(1 - coverage) / 2, (1 + coverage) / 2], dtype=torch.float64, device=X.device)
         low, high = torch.quantile(self._residuals[:, which], ends).to(X.dtype)
         center = self.predict(X, which)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.random_words import random_words
 from ..reference import streams
 from . import _checks
 from .operator import Operator
@@ -165,23 +166,25 @@ def _fill_units(w: Tensor, k: int) -> Tensor:
     """`water_fill` in units; no value is read by the host."""
     units = (water_fill(w, k) * ONE).round().long().clamp(max=ONE)
     units = torch.where(w > 0, units.clamp(min=1), 0)
-    # Rounding leaves the sum off by at most one unit a row, which those with most room take.
+    # Rounding leaves the sum off by at most one unit a row, which all share by their room; what is left of the division
+    # goes by ones to the first rows that have room for it.
     excess = units.sum() - k * ONE
     room = torch.where(w > 0, torch.where(excess > 0, units - 1, ONE - units), 0)
-    room, place = room.sort(descending=True, stable=True)
-    taken = (excess.abs() - (room.cumsum(0) - room)).clamp(min=0).minimum(room)
-    return units.index_add(0, place, torch.where(excess > 0, -taken, taken))
+    taken = excess.abs() * room // room.sum().clamp(min=1)
+    able = room > taken
+    taken = taken + (able & (able.cumsum(0) <= excess.abs() - taken.sum()))
+    return torch.where(excess > 0, units - taken, units + taken)
 
 
 def water_fill(w: Tensor, k: int) -> Tensor:
     """min(1, c·w) with the sum k, for w (m,) ≥ 0 of which at least k are positive; no value is read by the host."""
-    falling, place = w.sort(descending=True)
-    rest = falling.flip(0).cumsum(0).flip(0)  # of this one and all smaller ones
-    full = torch.arange(len(w), device=w.device)  # if so many are at 1, the others share k − full
+    falling, place = w.topk(k)  # no other can be at 1
+    rest = w.index_fill(0, place, 0.0).sum() + falling.flip(0).cumsum(0).flip(0)  # of this one and all smaller ones
+    full = torch.arange(k, device=w.device)  # if so many are at 1, the others share k − full
     c = torch.where(rest > 0, (k - full) / rest, 0.0)
     first = (c * falling <= 1).to(torch.uint8).argmax().reshape(1)
-    p = torch.where(full < first, 1.0, c.gather(0, first) * falling).clamp(0, 1)  # c[first] would break a graph
-    return torch.zeros_like(p).index_copy(0, place, p)
+    c = c.gather(0, first)  # c[first] would break a graph
+    return (c * w).index_copy(0, place, torch.where(full < first, 1.0, c * falling)).clamp(0, 1)
 
 
 def draw_positive(weights: Tensor, k: int, method: str, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,9 +208,8 @@ def _in_order(units: Tensor, place: Tensor, key: Tensor, method: str, k: int) ->
 
 def _words(key: Tensor, role: int, row: Tensor) -> Tensor:
     """The first 64 bits of the block of each row (m,), for keys (…, 1) -> (…, m)."""
-    s, d = torch.full_like(row, role), torch.full_like(row, streams.domain_word(streams.ROW_SAMPLING, 64))
-    r0, r1, _, _ = streams.philox4x32(row & (ONE - 1), row >> 32, s, d, key, streams.WORD_ROUNDS)
-    return r0 | r1 << 32
+    sample = torch.full((), role, device=row.device)
+    return random_words(key, row, sample, streams.domain_word(streams.ROW_SAMPLING, 64))[0]
 
 
 def _order(op: str, order: str | Tensor, key: Tensor, m: int) -> Tensor:

@@ -39,6 +39,8 @@ class TensorSketch:
         self.factors = [CountSketch(d, m, key=keys.fold_in(self.key, j)) for j in range(degree)]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:  # which the library's transform refuses
+            return self.factors[0].apply(x, -1)
         spectrum = torch.fft.rfft(self.factors[0].apply(x, -1))
         for factor in self.factors[1:]:
             spectrum = spectrum * torch.fft.rfft(factor.apply(x, -1))
