@@ -94,7 +94,7 @@ struct Step {
       fill(where, row, b % 5 == 0 ? 1 : 1000, kinds[kind]);
       if (b % 5 == 0)
         for (int64_t t = 0; t < 3; ++t) where.set(row, t, kinds[kind]);
-      if (kind == 2 && b % 4 < 2) ids[b * c.drafts] = 3;  // the token that +inf forces
+      if (kind == 2 && b % 4 < 2 && j < c.drafts) ids[b * c.drafts + j] = 3;  // what +inf forces
     }
     for (size_t i = 0; i < ids.size(); i += 7) ids[i] = i % 3 == 0 ? -1 : c.vocab + 5;
   }
