@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from randfuse import _backends, testing
@@ -33,6 +35,14 @@ def _on_backend(backend: str, device: str):
         pytest.skip(f"{backend}: {reason}")
     with _backends.use_backend(backend):
         yield device
+
+
+@pytest.fixture
+def tensors_lie_with_the_kernels(request: pytest.FixtureRequest):
+    """For tests that name no device: what they make lies where the backend of `device` or `kernels_device` runs."""
+    names = [name for name in ("device", "kernels_device") if name in request.fixturenames]
+    with torch.device(request.getfixturevalue(names[0])) if names else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,17 @@ from randfuse.testing import assert_bitwise_equal
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 MODES = ["token", "block", "match", "typical"]
 NAN, INF = math.nan, math.inf
+pytestmark = pytest.mark.usefixtures("tensors_lie_with_the_kernels")
+
+
+def key_of(seed: int) -> torch.Tensor:
+    """On the device of the test."""
+    return randfuse.key(seed, torch.get_default_device())
+
+
+def only_where_it_can(dtype: torch.dtype) -> None:
+    if dtype == torch.float64 and torch.get_default_device().type != "cpu":
+        pytest.skip("float64 is for the CPU")
 
 
 def step(b: int, k: int, vocab: int, dtype: torch.dtype = torch.float32, noise: float = 0.7):
@@ -44,10 +55,11 @@ def assert_same(*args, name: str = "result", **kwargs):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [1, 2, 5, 64, 1023, 1025, 3000])
 def test_equals_reference(kernels_device, vocab, dtype, mode):
+    only_where_it_can(dtype)
     target, ids, draft = step(4, 3, vocab, dtype)
     positions = torch.arange(4) * 7
-    assert_same(target, ids, draft, mode=mode, temperature=0.8, key=randfuse.key(1), positions=positions, name="logits")
-    assert_same(target, ids, mode=mode, key=randfuse.key(2), name="one-hot")
+    assert_same(target, ids, draft, mode=mode, temperature=0.8, key=key_of(1), positions=positions, name="logits")
+    assert_same(target, ids, mode=mode, key=key_of(2), name="one-hot")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -63,7 +75,7 @@ def test_parameters_of_requests_equal_the_reference(kernels_device, mode):
         "min_p": torch.rand(b) * 0.1,
         "bitmask": torch.randint(-(2**31), 2**31 - 1, (b, k + 1, 35), dtype=torch.int32),
         "positions": torch.randint(0, 2**62, (b,)),
-        "key": randfuse.split(randfuse.key(3), b),
+        "key": randfuse.split(key_of(3), b),
     }
     for name in ("temperature", "draft_temperature", "top_k", "top_p", "min_p", "bitmask"):
         one = {n: everything[n] for n in (name, "positions", "key")}
@@ -76,9 +88,9 @@ def test_saved_logsumexps_change_nothing(device, mode):
     """What categorical_sample_with_stats returned stands for a read of the row; a value that is no number does not."""
     b, k, vocab = 10, 3, 2000
     target, _, draft = step(b, k, vocab)
-    drawn = categorical_sample_with_stats(draft, 0.9, key=randfuse.key(9))
+    drawn = categorical_sample_with_stats(draft, 0.9, key=key_of(9))
     target_lse = categorical_sample_with_stats(target, 0.9).logsumexp
-    args = {"mode": mode, "temperature": 0.9, "key": randfuse.key(4)}
+    args = {"mode": mode, "temperature": 0.9, "key": key_of(4)}
     plain = speculative_accept(target, drawn.tokens, draft, **args)
     drawn.logsumexp[::5] = torch.tensor([NAN, INF, -INF])
     for saved in (
@@ -102,7 +114,7 @@ def test_a_saved_logsumexp_is_used(device):
     """A wrong one shows: it is not silently replaced by a read."""
     target, ids, draft = step(64, 1, 50)
     wrong = torch.full((64, 1), 50.0)  # q then is next to nothing, and every draft stands
-    assert (speculative_accept(target, ids, draft, draft_logsumexp=wrong, key=randfuse.key(1)).num_accepted == 1).all()
+    assert (speculative_accept(target, ids, draft, draft_logsumexp=wrong, key=key_of(1)).num_accepted == 1).all()
 
 
 @pytest.mark.parametrize("mode", ["token", "block", "match"])
@@ -110,7 +122,7 @@ def test_logprobs_are_those_of_the_saved_logsumexp(device, mode):
     """Of drafts that stand, of the token after them and of the one after all of them."""
     target, ids, draft = step(64, 2, 5)
     saved = target.logsumexp(-1) + torch.randn(64, 3) * 0.3
-    got = speculative_accept(target, ids, draft, mode=mode, target_logsumexp=saved, key=randfuse.key(1))
+    got = speculative_accept(target, ids, draft, mode=mode, target_logsumexp=saved, key=key_of(1))
     logprobs = target.gather(-1, got.tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1) - saved
     torch.testing.assert_close(got.logprobs, logprobs.where(got.tokens >= 0, 0.0))
     assert len(got.num_accepted.unique()) == 3
@@ -120,16 +132,17 @@ def test_logprobs_are_those_of_the_saved_logsumexp(device, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draft_vocabulary_maps(kernels_device, dtype, mode):
     """Fewer tokens, in any order; several logits of one token; equal to the same law over all tokens."""
+    only_where_it_can(dtype)
     b, k, vocab, width = 8, 2, 2100, 100
     target, ids, _ = step(b, k, vocab, dtype)
     draft = torch.randn(b, k, width).to(dtype)
     many_to_one = torch.randint(0, vocab, (width,))
     many_to_one[:32] = ids.reshape(-1).repeat(2)
     for name, mapping in (("permuted", torch.randperm(vocab)[:width]), ("many to one", many_to_one)):
-        got = assert_same(target, ids, draft, mode=mode, draft_to_target=mapping, key=randfuse.key(5), name=name)
+        got = assert_same(target, ids, draft, mode=mode, draft_to_target=mapping, key=key_of(5), name=name)
         q = torch.zeros(b, k, vocab, dtype=torch.float64).index_add(-1, mapping, draft.double().softmax(-1))
         if dtype == torch.float64:
-            whole = speculative_accept(target, ids, q.log(), mode=mode, key=randfuse.key(5))
+            whole = speculative_accept(target, ids, q.log(), mode=mode, key=key_of(5))
             assert_bitwise_equal(got.tokens, whole.tokens, name=name)
 
 
@@ -138,7 +151,7 @@ def test_ragged_batches(device, mode):
     """num_drafts, -1 placeholders, packed rows and requests of their own are one thing."""
     b, k, vocab = 9, 4, 1300
     target, ids, draft = step(b, k, vocab)
-    key, positions = randfuse.split(randfuse.key(6), b), torch.arange(b)
+    key, positions = randfuse.split(key_of(6), b), torch.arange(b)
     counts = torch.tensor([0, 1, 2, 3, 4, 4, 0, 2, 1])
     args = {"mode": mode, "temperature": torch.linspace(0.0, 1.5, b)}
     by_count = speculative_accept(target, ids, draft, num_drafts=counts, key=key, positions=positions, **args)
@@ -166,7 +179,7 @@ def test_ragged_batches(device, mode):
 def test_requests_without_rows_emit_nothing(device):
     target, ids, draft = step(2, 2, 40)
     cu = torch.tensor([0, 0, 3, 3])
-    got = speculative_accept(target[0], ids[[0, 0, 1]], draft[[0, 0, 1]], cu_num_logits=cu, key=randfuse.key(0))
+    got = speculative_accept(target[0], ids[[0, 0, 1]], draft[[0, 0, 1]], cu_num_logits=cu, key=key_of(0))
     assert (got.tokens[[0, 2]] == -1).all()
     assert got.tokens[1, 0] >= 0
     assert got.num_accepted[[0, 2]].tolist() == got.status[[0, 2]].tolist() == [0, 0]
@@ -191,11 +204,12 @@ def peculiar(k: int = 2, vocab: int = 100):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_peculiar_rows_equal_the_reference(kernels_device, dtype, mode):
+    only_where_it_can(dtype)
     target, ids, draft = (t.to(dtype) if t.is_floating_point() else t for t in peculiar())
-    got = assert_same(target, ids, draft, mode=mode, key=randfuse.key(7), name="random")
-    assert_same(target, ids, mode=mode, key=randfuse.key(7), name="one-hot")
-    assert_same(target, ids, draft, mode=mode, temperature=0.0, key=randfuse.key(7), name="greedy")
-    assert_same(target, ids, draft, mode=mode, top_k=50, top_p=0.9, min_p=0.01, key=randfuse.key(7), name="filters")
+    got = assert_same(target, ids, draft, mode=mode, key=key_of(7), name="random")
+    assert_same(target, ids, mode=mode, key=key_of(7), name="one-hot")
+    assert_same(target, ids, draft, mode=mode, temperature=0.0, key=key_of(7), name="greedy")
+    assert_same(target, ids, draft, mode=mode, top_k=50, top_p=0.9, min_p=0.01, key=key_of(7), name="filters")
     first = got.tokens.clamp(min=0)
     assert ((first >= 0) & (first < target.shape[-1])).all()
     assert (got.tokens[:, 0] >= 0).all(), "at least one token is emitted"
@@ -223,8 +237,9 @@ NO_LAWS = [
 @pytest.mark.parametrize("mode", ["token", "block"])
 def test_drafts_of_rows_that_are_no_law(kernels_device, mode):
     for p, q, x, allowed in NO_LAWS:
+        p, q = p.to(kernels_device), q.to(kernels_device)
         got = assert_same(p.expand(64, 2, 40), torch.full((64, 1), x), q.expand(64, 1, 40), mode=mode,
-                          key=randfuse.key(3), name=f"{x} of {sorted(allowed)}")  # fmt: skip
+                          key=key_of(3), name=f"{x} of {sorted(allowed)}")  # fmt: skip
         assert set(got.tokens[:, 0].tolist()) == allowed
         assert got.logprobs[:, 0].isfinite().all()
 
@@ -235,7 +250,7 @@ def test_drafts_without_probability(kernels_device, mode):
     p, q, kinds = row(t3=0.0, t7=0.0), row(t5=0.0, t7=0.0), torch.tensor([3, 5, 7, 9])
     ids = torch.cartesian_prod(kinds, kinds).repeat(16, 1)
     n = len(ids)
-    got = assert_same(p.expand(n, 3, 40), ids, q.expand(n, 2, 40), mode=mode, key=randfuse.split(randfuse.key(2), n))
+    got = assert_same(p.expand(n, 3, 40), ids, q.expand(n, 2, 40), mode=mode, key=randfuse.split(key_of(2), n))
     assert set(got.tokens.unique().tolist()) == {-1, 3, 7}
 
 
@@ -243,12 +258,12 @@ def test_documented_status(device):
     """Bits of the rows up to the stop; neighbours of a bad request stay as they are."""
     b, k, vocab = 8, 2, 300
     target, ids, draft = step(b, k, vocab)
-    good = speculative_accept(target, ids, draft, key=randfuse.key(8))
+    good = speculative_accept(target, ids, draft, key=key_of(8))
     assert not good.status.any()
     target[1, 0, 5], target[2, 0, 9], target[3, 0] = NAN, INF, -INF
     ids[4, 0], ids[5, 0], ids[6, 0] = vocab, -2, -1
     draft[7, 0, 5] = NAN
-    bad = speculative_accept(target, ids, draft, key=randfuse.key(8))
+    bad = speculative_accept(target, ids, draft, key=key_of(8))
     assert bad.status.tolist() == [0, 1, 2, 4, 8, 8, 0, 1]
     assert bad.tokens[2, 0] == 9
     assert bad.tokens[3].tolist() == [0, -1, -1]
@@ -257,9 +272,9 @@ def test_documented_status(device):
     assert (bad.tokens[4:7, 1:] == -1).all()
     assert_bitwise_equal(bad.tokens[0], good.tokens[0], name="a neighbour")
     target[5, 0, 3], ids[5] = -INF, torch.tensor([3, vocab])
-    assert int(speculative_accept(target, ids, draft, key=randfuse.key(8)).status[5]) == 0, "a bad id after the stop"
+    assert int(speculative_accept(target, ids, draft, key=key_of(8)).status[5]) == 0, "a bad id after the stop"
     target[0, 1, 0] = NAN
-    stopped = int(speculative_accept(target, ids, draft, key=randfuse.key(8)).status[0])
+    stopped = int(speculative_accept(target, ids, draft, key=key_of(8)).status[0])
     assert stopped == int(good.num_accepted[0] >= 1), "rows after the stop do not count"
 
 
@@ -281,7 +296,7 @@ def test_match_is_what_would_be_drawn_without_drafts(device, filters):
     """Bit for bit, for any drafts, number of them and batch mates; temperature 0 beside others."""
     b, k, vocab = 8, 2, 1100
     target, _, draft = step(b, k, vocab)
-    key, positions = randfuse.split(randfuse.key(9), b), torch.arange(b) * 100
+    key, positions = randfuse.split(key_of(9), b), torch.arange(b) * 100
     temperature = torch.linspace(0.0, 1.6, b)
     keys = randfuse.fold_in(key.unsqueeze(-1), positions.unsqueeze(-1) + torch.arange(k + 1))
     alone = categorical_sample(target, temperature.unsqueeze(-1).expand(b, k + 1), method="race", key=keys.reshape(-1),
@@ -304,7 +319,7 @@ def test_a_request_depends_on_nothing_but_itself(device, mode):
     """Not on the order of requests, their number, threads, or the padding of drafts."""
     b, k, vocab = 12, 3, 1500 if randfuse._backends._forced == "reference" else 20000
     target, ids, draft = step(b, k, vocab)
-    key, temperature = randfuse.split(randfuse.key(10), b), torch.linspace(0.0, 1.5, b)
+    key, temperature = randfuse.split(key_of(10), b), torch.linspace(0.0, 1.5, b)
     args = {"mode": mode, "positions": None}
     whole = speculative_accept(target, ids, draft, key=key, temperature=temperature, **args)
     order = torch.randperm(b)
@@ -341,7 +356,7 @@ def test_instruction_sets_agree(dtype):
             found = []
             for isa in ("baseline", "avx2", best):
                 _C.cap_isa(isa)
-                found.append(speculative_accept(target, ids, draft, mode=mode, key=randfuse.key(11)))
+                found.append(speculative_accept(target, ids, draft, mode=mode, key=key_of(11)))
             for other in found[:2]:
                 assert_bitwise_equal(other.tokens, found[2].tokens, name=mode)
     finally:
@@ -351,7 +366,7 @@ def test_instruction_sets_agree(dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_any_strides(device, mode):
     target, ids, draft = step(6, 3, 1200)
-    key = randfuse.key(12)
+    key = key_of(12)
     expected = speculative_accept(target, ids, draft, mode=mode, key=key)
     wide = torch.full((6, 4, 2 * 1203), NAN)
     wide[:, :, 3:1203] = target
@@ -379,7 +394,7 @@ def test_empty_batches_and_no_drafts(device):
     for b, k in ((0, 3), (0, 0), (4, 0)):
         target, ids, draft = step(b, k, 30)
         for mode in MODES:
-            got = speculative_accept(target, ids, draft, mode=mode, key=randfuse.key(1))
+            got = speculative_accept(target, ids, draft, mode=mode, key=key_of(1))
             assert [tuple(t.shape) for t in got] == [(b, k + 1), (b,), (b, k + 1), (b,)]
             assert (got.tokens >= 0).all()
 
@@ -402,7 +417,7 @@ def test_compiles_as_one_graph():
 
     compiled = torch.compile(verify, backend=counter, fullgraph=True)
     for seed in range(6):
-        args = *step(4, 2, 50), randfuse.key(seed), torch.tensor(0.2 * (seed + 1))
+        args = *step(4, 2, 50), key_of(seed), torch.tensor(0.2 * (seed + 1))
         for a, e in zip(compiled(*args), verify(*args), strict=True):
             assert_bitwise_equal(a, e)
     assert counter.frame_count <= 2, f"{counter.frame_count} compilations"

@@ -411,18 +411,22 @@ def poisson_range(mean: float) -> tuple[float, float]:
     return mean - spread, mean + spread + math.log(1 / ALPHA)
 
 
-@pytest.mark.parametrize(("mode", "gap", "draws"), [("token", 20.5, 100_032), ("match", 18.0, 4096)])
+TAIL = 262144
+FAR_TAILS = [("token", 20.5, 100_032), ("match", 18.0, 16384)]  # 33 and 65 hits expected
+
+
+@pytest.mark.parametrize(("mode", "gap", "draws"), FAR_TAILS)
 def test_far_tail(mode, gap, draws):
     """One head and 262144 tail tokens, each 1e-9 (gap 20.5) or 1.5e-8 (18) as likely; the head is what was drafted.
 
     In mode token a request has eight places to leave the head at: seven coins and the draw after them."""
-    tail, k = 262144, 7 if mode == "token" else 0
-    x = torch.full((tail + 1,), -gap)
+    k = 7 if mode == "token" else 0
+    x = torch.full((TAIL + 1,), -gap)
     x[0] = 0.0
-    p = 1 - 1 / (1 + tail * math.exp(-gap))
+    p = 1 - 1 / (1 + TAIL * math.exp(-gap))
     n = draws // (k + 1)
     saved = torch.full((n, k + 1), -math.log1p(-p), dtype=torch.float64)
-    got = speculative_accept(x.expand(n, k + 1, tail + 1), torch.zeros(n, k, dtype=torch.int64), mode=mode,
+    got = speculative_accept(x.expand(n, k + 1, TAIL + 1), torch.zeros(n, k, dtype=torch.int64), mode=mode,
                              key=randfuse.key(4), target_logsumexp=saved)  # fmt: skip
     last = got.tokens.gather(1, got.num_accepted.unsqueeze(-1)).squeeze(-1)
     mean = n * (1 - (1 - p) ** (k + 1))
@@ -430,3 +434,25 @@ def test_far_tail(mode, gap, draws):
     hits = last[last != 0]
     assert low < len(hits) < high, f"{len(hits)} hits, expected {mean:.1f}"
     assert hits.unique().numel() > 0.8 * len(hits), "the hits spread over the tail"
+
+
+@pytest.mark.parametrize(("mode", "gap", "draws"), FAR_TAILS)
+def test_negative_control_gumbel_noise_of_24_bits_starves_the_tail(mode, gap, draws):
+    """argmax(x + g), g = −log(−log u) of u = k 2⁻²⁴, as float32 has it: g of the tail ends at 16.6. What it then hits,
+    0 or 5 times, is known, and is outside of what the test above allows. The same noise of 53 bits is inside.
+
+    Of the tail only the largest u counts: its law is that of v^(1/TAIL), rounded down to the bits, v uniform."""
+
+    def noise(u: torch.Tensor) -> torch.Tensor:
+        return -(-u.log()).log()
+
+    v, head = torch.rand(2, draws, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    largest = v ** (1 / TAIL)
+    steps = torch.arange(2**24 - 4000, 2**24, dtype=torch.float64) / 2**24  # below lies e^-62 of the law of the largest
+    mass = (steps + 2.0**-24) ** TAIL - steps**TAIL
+    starved = draws * float((mass * (-(gap - noise(steps)).exp()).exp()).sum())
+    low, high = poisson_range(draws * (1 - 1 / (1 + TAIL * math.exp(-gap))))
+    assert low < int((noise(largest) - gap > noise(head)).sum()) < high, "53 bits"
+    hits = int((noise((largest * 2**24).floor() / 2**24) - gap > noise(head)).sum())
+    assert hits < low, f"{hits} hits of 24 bits must be too few, {low:.1f} at least"
+    assert hits < poisson_range(starved)[1], f"{hits} hits of 24 bits, expected {starved:.1f}"
