@@ -279,7 +279,7 @@ int main() {
   for (const Mode mode : {Mode::kToken, Mode::kBlock, Mode::kMatch, Mode::kTypical}) {
     run<bfloat16_t>("bfloat16", {"plain", 4, 3, 1100, mode});
     run<float>("float", {"mixed", 6, 2, 1100, mode, true, 1.0, false, true});
-    run<half_t>("half", {"peculiar", 14, 2, 150, mode, true, 1.0, true});
+    run<half_t>("half", {"peculiar", 26, 2, 150, mode, true, 1.0, true});
     run<float>("float", {"saved", 5, 2, 1100, mode, true, 0.8, false, false, false, true});
   }
   run<half_t>("half", {"one-hot", 6, 2, 1100, Mode::kToken, false});
