@@ -126,6 +126,36 @@ struct Outputs {
   }
 };
 
+// What the arguments of both devices call alike.
+template <class Args, class Parameters>
+void fill(Args& args, const Arguments& a, const Checked& c, const Parameters& parameters,
+          const Outputs& y) {
+  using Real = std::remove_pointer_t<decltype(args.logprob)>;
+  const auto stat = [](const Tensor& t) { return t.defined() ? out<Real>(t) : nullptr; };
+  args.logits.vocab = c.shape.cols;
+  args.logits.scale_plus_one = static_cast<decltype(args.logits.scale_plus_one)>(a.cfg_scale + 1.0);
+  args.logits.num_exclude = c.exclude.defined() ? c.exclude.numel() : 0;
+  args.logits.bitmask = given<int32_t>(c.bitmask);
+  args.logits.bitmask_words = c.words;
+  args.logits.col_offset = a.col_offset;
+  args.keys = c.stream.keys;
+  args.rows_per_key = c.stream.rows_per_key;
+  args.row_offset = c.stream.row_offset;
+  args.temperature = parameters.temperature;
+  args.top_k = parameters.top_k;
+  args.top_p = parameters.top_p;
+  args.min_p = parameters.min_p;
+  args.num_samples = c.draws;
+  args.race = c.race;
+  args.tokens = y.tokens.mutable_data_ptr<int64_t>();
+  args.score = y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr;
+  args.logprob = stat(y.logprob);
+  args.log_odds = stat(y.log_odds);
+  args.margin = stat(y.margin);
+  args.entropy = stat(y.entropy);
+  args.logsumexp = stat(y.logsumexp);
+}
+
 Outputs run_cpu(const char* op, const Arguments& a, Wanted wanted) {
   const Checked c(op, a, wanted);
   const SamplingParameters parameters(op, c.shape.rows, a.temperature, a.top_k, a.top_p, a.min_p);
@@ -135,31 +165,16 @@ Outputs run_cpu(const char* op, const Arguments& a, Wanted wanted) {
   const Outputs y(a, c, wanted);
   dispatch_float(a.logits, [&](auto type) {
     using T = decltype(type);
-    using Z = cpu::Wide<T>;
-    const auto stat = [](const Tensor& t) { return t.defined() ? out<Z>(t) : nullptr; };
-    const cpu::CategoricalArgs<T> args{
-        {in<T>(logits), row_layout(logits), c.shape.cols,
-         uncond.defined() ? in<T>(uncond) : nullptr,
-         uncond.defined() ? row_layout(uncond) : cpu::RowLayout{},
-         static_cast<Z>(a.cfg_scale + 1.0), given<int64_t>(exclude),
-         exclude.defined() ? exclude.numel() : 0, given<int32_t>(c.bitmask), c.words, a.col_offset},
-        given<int64_t>(c.rows),
-        c.stream.keys,
-        c.stream.rows_per_key,
-        c.stream.row_offset,
-        parameters.temperature,
-        parameters.top_k,
-        parameters.top_p,
-        parameters.min_p,
-        c.draws,
-        c.race,
-        y.tokens.mutable_data_ptr<int64_t>(),
-        y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr,
-        stat(y.logprob),
-        stat(y.log_odds),
-        stat(y.margin),
-        stat(y.entropy),
-        stat(y.logsumexp)};
+    cpu::CategoricalArgs<T> args{};
+    args.logits.logits = in<T>(logits);
+    args.logits.layout = row_layout(logits);
+    if (uncond.defined()) {
+      args.logits.uncond = in<T>(uncond);
+      args.logits.uncond_layout = row_layout(uncond);
+    }
+    args.logits.exclude = given<int64_t>(exclude);
+    args.rows = given<int64_t>(c.rows);
+    fill(args, a, c, parameters, y);
     // Rows a task: some 65536 tokens, 10 us of work.
     parallel_groups(
         c.count, [&](int64_t begin, int64_t end) { cpu::categorical_sample<T>(args, begin, end); },
@@ -180,32 +195,19 @@ Outputs run_cuda(const char* op, const Arguments& a, Wanted wanted) {
   const Outputs y(a, c, wanted);
   dispatch_cuda_float(a.logits, [&](auto type) {
     using T = decltype(type);
-    const auto stat = [](const Tensor& t) { return t.defined() ? out<float>(t) : nullptr; };
-    const cuda::CategoricalArgs<T> args{
-        {in<T>(logits), row_stride(logits), c.shape.rows, c.shape.cols,
-         uncond.defined() ? in<T>(uncond) : nullptr, uncond.defined() ? row_stride(uncond) : 0,
-         static_cast<float>(a.cfg_scale + 1.0), given<int64_t>(c.exclude),
-         c.exclude.defined() ? c.exclude.numel() : 0, given<int32_t>(c.bitmask), c.words,
-         a.col_offset},
-        given<int64_t>(c.rows),
-        c.count,
-        c.stream.keys,
-        c.stream.rows_per_key,
-        c.stream.row_offset,
-        parameters.temperature,
-        parameters.top_k,
-        parameters.top_p,
-        parameters.min_p,
-        a.top_k.has_value() || a.top_p.has_value() || a.min_p.has_value(),
-        c.draws,
-        c.race,
-        y.tokens.mutable_data_ptr<int64_t>(),
-        y.score.defined() ? y.score.mutable_data_ptr<double>() : nullptr,
-        stat(y.logprob),
-        stat(y.log_odds),
-        stat(y.margin),
-        stat(y.entropy),
-        stat(y.logsumexp)};
+    cuda::CategoricalArgs<T> args{};
+    args.logits.logits = in<T>(logits);
+    args.logits.stride = row_stride(logits);
+    args.logits.rows = c.shape.rows;
+    if (uncond.defined()) {
+      args.logits.uncond = in<T>(uncond);
+      args.logits.uncond_stride = row_stride(uncond);
+    }
+    args.logits.exclude = given<int64_t>(c.exclude);
+    args.chosen = given<int64_t>(c.rows);
+    args.count = c.count;
+    args.filters = a.top_k.has_value() || a.top_p.has_value() || a.min_p.has_value();
+    fill(args, a, c, parameters, y);
     const int64_t bytes = static_cast<int64_t>(cuda::categorical_workspace(args));
     const Tensor workspace = at::empty({bytes}, a.logits.options().dtype(at::kByte));
     C10_CUDA_CHECK(cuda::launch_categorical_sample(args, workspace.mutable_data_ptr(), scope));

@@ -259,7 +259,8 @@ struct RowDraws {
     row.fill(own, shared);
     *z = static_cast<float>(shared[at]);
     __syncwarp();
-    return warp_sum(others) + shared.weigh({max, inverse}, at);
+    const double beside = shared.weigh({max, inverse}, at);
+    return warp_sum(others) + beside;
   }
 };
 
