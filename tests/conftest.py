@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -15,6 +16,19 @@ testing.guard_onednn()  # before torch's first matrix product
 BACKENDS = [pytest.param(("reference", "cpu"), id="reference"), pytest.param(("cpu", "cpu"), id="cpu")]
 if torch.cuda.is_available():
     BACKENDS += [pytest.param((name, "cuda"), id=name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    # The interpreter types a comparison like its operands, so that a truth value spread to a block becomes a block of
+    # integers; Triton 3.9 refuses these as masks. Its compiler is right.
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def typed(self: InterpreterBuilder, *operands: object, plain=InterpreterBuilder.binary_op) -> TensorHandle:
+        result = plain(self, *operands)
+        return TensorHandle(result.data, tl.int1) if result.data.dtype == bool else result
+
+    InterpreterBuilder.binary_op = typed
 
 
 @pytest.fixture(params=BACKENDS)

@@ -45,9 +45,10 @@ def tuned(kernel, prune=_of_dtype):
     """Autotune a product over the tiles of its dtype, once for each (N, K), power of two of M and list of blocks."""
     if INTERPRETED:
         return triton.autotune([INTERPRETER_CONFIG], key=[])(kernel)
+    key = ("m_class", "N", "K", "DOMAIN", "ACT", "SIZE", "KEPT")
     return triton.autotune(
         HALF_CONFIGS + SINGLE_CONFIGS,
-        key=["m_class", "N", "K", "DOMAIN", "ACT", "SIZE", "KEPT"],  # the last four where the kernel has them
+        key=[name for name in key if name in kernel.arg_names],
         prune_configs_by={"early_config_prune": prune},
     )(kernel)
 

@@ -221,7 +221,7 @@ def _with_grads_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None
     ]
     if torch.is_grad_enabled():  # the kept gradients do not know what they depend on
         grads = [g if g is None else _OnceOnly.apply(g.requires_grad_()) for g in grads]
-    return None, *grads, *[None] * 12
+    return None, *grads, *[None] * 11
 
 
 class _OnceOnly(torch.autograd.Function):
