@@ -87,7 +87,9 @@ __global__ void __launch_bounds__(kThreads, kRead == Read::kRace ? 1 : 2)
     if (a.drafts + 2 - *word < j) return;
   }
   if (chunk.tile < a.target.tiles()) {
-    const AcceptRow<T> row = chunk.draft ? request.draft_row(j) : request.target_row(j);
+    const AcceptRow<T> row = chunk.draft ? request.draft_row(j)
+                             : again     ? request.target_row(j)
+                                         : request.uncut_row(j);  // cuts are not known yet
     TileStats<float>* stats = chunk.draft ? request.draft_stats(j) : request.target_stats(j);
     read_tile<T, kRead>(request, row, j, chunk.tile, again, stats + chunk.tile);
   }
