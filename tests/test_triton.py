@@ -459,21 +459,15 @@ def samples(device):
     sampled = (*stream[:3], 2, *stream[3:])
     x.requires_grad_()
     operators = (key.new_tensor([1, 2]), "rademacher")
+    sparse, tree = (operators[0], 8, 3), key.new_tensor([[0, 1]])
     return {
+        "accept_path": (tree.new_zeros(1, 3), *torch.zeros(2, 1, 3, device=device).unbind(), tree, tree, 5),
+        "tree_keys": (key[0], None, tree),
         "dense_sketch": (torch.randn(9, 3, device=device, requires_grad=True), *operators, 8, 1, 7, 5),
         "dense_sketch_adjoint": (torch.randn(2, 6, 3, device=device, requires_grad=True), *operators, 8, 1, 7, 5, 9),
         "dense_sketch_entries": (*operators, 1, 7, 5, 9),
-        "sparse_sketch": (torch.randn(9, 3, device=device, requires_grad=True), operators[0], 8, 3, 1, 7, 5),
-        "sparse_sketch_adjoint": (
-            torch.randn(2, 6, 3, device=device, requires_grad=True),
-            operators[0],
-            8,
-            3,
-            1,
-            7,
-            5,
-            9,
-        ),
+        "sparse_sketch": (torch.randn(9, 3, device=device, requires_grad=True), *sparse, 1, 7, 5),
+        "sparse_sketch_adjoint": (torch.randn(2, 6, 3, device=device, requires_grad=True), *sparse, 1, 7, 5, 9),
         "sparse_sketch_entries": (operators[0], 8, 3, 5, 9),
         "dropout_mask": (key, [6, 10], *rate, 1, 0, 1, 3),
         "dropout": (x, key, *rate, 1, 0, 1, 3),
