@@ -31,7 +31,7 @@ void accept_path(const AcceptPathArgs<T>& a, int64_t request_begin, int64_t requ
       const int64_t token = a.drawn[row + node];
       const T lse = a.logsumexp[row + node];
       const bool empty = lse == -INFINITY;
-      status |= std::isnan(lse) ? kNaN : lse == INFINITY ? kPosInf : empty ? kNoSupport : 0;
+      if (!std::isfinite(lse)) status |= std::isnan(lse) ? kNaN : empty ? kNoSupport : kPosInf;
       a.tokens[at] = token;
       a.logprobs[at] = a.logprob[row + node];
       a.node_ids[at++] = node;
